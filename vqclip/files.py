@@ -10,12 +10,12 @@ from uuid import uuid4
 
 @contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
-    """A temporary name beside `path`, for programs that want a name to write to; on success it becomes `path`.
+    """Lend a temporary name beside `path`, for programs that write to a name; it becomes `path` at the end.
 
-    The name keeps the suffix, because ffmpeg and Pillow choose the format by it, and begins with a dot so that no
-    listing of pictures shows a half-written one. It lies in the same folder (created if missing), because
-    `os.replace` is atomic only within one disk. After an error, an interrupt included, the temporary file is gone
-    and what was at `path` before is untouched.
+    The name keeps the suffix, because ffmpeg and Pillow choose the format by it, and begins with a dot so
+    that no listing of pictures shows a half-written one. It lies in the same folder (created if missing),
+    because `os.replace` is atomic only within one disk. After an error, an interrupt included, the temporary
+    file is gone and what was at `path` before is untouched.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -31,10 +31,9 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
 
 @contextmanager
 def atomic(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
-    """Open `path` for writing ("wb", or "w" for UTF-8 text); it changes only when the block ends without an error.
+    """Open `path` for writing ("wb", or "w": UTF-8 text); it changes only when the block ends without error.
 
-        with atomic("settings.yaml", "w") as file:
-            file.write(text)
+    Example: `with atomic("settings.yaml", "w") as file: file.write(text)`
     """
     if mode not in ("wb", "w"):
         raise ValueError(f'atomic writes whole files, mode "wb" or "w", not {mode!r}')
