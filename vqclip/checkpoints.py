@@ -1,0 +1,109 @@
+"""Checkpoint files: where they are, what is in them, whether they are what they should be.
+
+Nothing here executes what a file contains: safetensors are plain data, and torch files are read with
+`weights_only=True`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from pathlib import Path
+
+import torch
+from omegaconf import OmegaConf
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+EMBEDDED = Path(__file__).parent / "embedded"
+SUFFIXES = ".safetensors", ".ckpt", ".pt"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, damaged, or of another kind than wanted."""
+
+
+def find(source: str | Path, root: str | Path, embedded: str) -> Path:
+    """The weights file that `source` means.
+
+    Args:
+        source: "embedded", a path, or a name looked for in the folder `root`.
+        embedded: the stem of the shipped file that "embedded" stands for.
+    Raises:
+        CheckpointError: there is no such file; says where it was looked for.
+    """
+    if str(source) == "embedded":
+        return EMBEDDED / f"{embedded}.safetensors"
+    name = str(source).replace("/", "-")  # ViT-B/32 is kept as ViT-B-32.pt
+    tried = [Path(source), *(Path(root) / f"{name}{suffix}" for suffix in SUFFIXES)]
+    for path in tried:
+        if path.is_file():
+            return path
+    raise CheckpointError(
+        f"no checkpoint {str(source)!r}: looked for {', '.join(map(str, tried))}. "
+        f"Put the file there, give its path, or use 'embedded'"
+    )
+
+
+def read_config(path: Path) -> dict:
+    """The `model:` node of the YAML file beside a checkpoint, as plain dicts and lists."""
+    beside = path.with_suffix(".yaml")
+    if not beside.is_file():
+        raise CheckpointError(
+            f"{path.name} needs its configuration: put the checkpoint's .yaml beside it as {beside.name}"
+        )
+    config = OmegaConf.to_container(OmegaConf.load(beside), resolve=True)
+    return config.get("model", config)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors or torch file, by name, on the CPU.
+
+    Lightning checkpoints give their `state_dict`, TorchScript archives (OpenAI's CLIP files) their parameters.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        try:
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+        except RuntimeError as error:
+            if "TorchScript" not in str(error):
+                raise
+            return dict(torch.jit.load(path, map_location="cpu").state_dict())
+        return dict(loaded.get("state_dict", loaded))
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, AttributeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else "it ends too early"
+        raise CheckpointError(f"{path} cannot be read as a checkpoint ({reason}): fetch it again") from error
+
+
+def load_strictly(module: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
+    """Give `weights` to a module made on the meta device: every name and shape must fit, nothing stays random.
+
+    Raises:
+        CheckpointError: names the first keys that are missing, surplus or of another shape.
+    """
+    wanted = module.state_dict()
+    wrong = {
+        "missing": sorted(wanted.keys() - weights.keys()),
+        "surplus": sorted(weights.keys() - wanted.keys()),
+        "of another shape": sorted(
+            key for key in wanted.keys() & weights.keys() if wanted[key].shape != weights[key].shape
+        ),
+    }
+    for what, keys in wrong.items():
+        if keys:
+            raise CheckpointError(
+                f"{path.name} does not fit its configuration: {len(keys)} tensors are {what}, the first is "
+                f"{keys[0]!r}. Check that the .yaml belongs to this file"
+            )
+    module.load_state_dict(weights, strict=True, assign=True)
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,82 @@
+"""What is optimised: parameters that become a picture.
+
+A latent is a module with `forward() -> image (1, 3, H, W) in [0, 1]`, `project_()` to bring its parameters back to
+where they mean something, and `codes()`, the compact record of what it shows now.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .ops import clamp_with_grad, straight_through
+from .vqgan import VQGAN
+
+
+class VQLatent(nn.Module):
+    """A VQGAN's latent, drawn as its nearest codes (Crowson 2021, "z+quantize").
+
+    Args:
+        vqgan: the painter; its weights stay as they are.
+        start: the codes to begin with (1, h, w), or a latent (1, C, h, w).
+        init_weight: how strongly z is held to its start: adds `init_weight / 2 * mse(z, start)`.
+        init_decay: over how many steps that hold lets go, evenly; 0 means never.
+        ema: in [0, 1): what is shown is the average of z with this memory per step; 0 shows z itself.
+    """
+
+    def __init__(self, vqgan: VQGAN, start: Tensor, init_weight: float = 0.0, init_decay: int = 0, ema: float = 0.0):
+        super().__init__()
+        self.vqgan = vqgan
+        start = start if start.dim() == 4 else vqgan.embed(start)  # (1, C, h, w)
+        self.z = nn.Parameter(start.detach().clone())
+        self.register_buffer("start", start.detach().clone())
+        self.register_buffer("average", torch.zeros_like(start) if ema else None)
+        self.init_weight, self.init_decay, self.ema = init_weight, init_decay, ema
+        codebook = vqgan.codebook.detach()  # (K, C)
+        self.register_buffer("low", codebook.amin(0).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("high", codebook.amax(0).view(1, -1, 1, 1), persistent=False)
+
+    def forward(self) -> Tensor:
+        """The picture of z as it is now: (1, 3, H, W) in [0, 1]."""
+        z_q = straight_through(self.vqgan.embed(self.vqgan.nearest(self.z)), self.z)  # (1, C, h, w)
+        return clamp_with_grad(self.vqgan.decode(z_q))
+
+    def pull(self, step: int) -> Tensor | None:
+        """The hold to the start at this step, a scalar to minimise; None when there is none."""
+        fade = max(0.0, 1 - step / self.init_decay) if self.init_decay else 1.0
+        weight = self.init_weight * fade
+        return F.mse_loss(self.z, self.start) * weight / 2 if weight else None
+
+    @torch.no_grad()
+    def project_(self) -> None:
+        """Bring z back into the box that the codebook spans, channel by channel."""
+        self.z.clamp_(self.low, self.high)
+
+    @torch.no_grad()
+    def codes(self, step: int) -> Tensor:
+        """The codes shown at this step (h, w); with an average, this also lets it take z in."""
+        if not self.ema:
+            return self.vqgan.nearest(self.z)[0]
+        self.average.mul_(self.ema).add_(self.z, alpha=1 - self.ema)
+        return self.vqgan.nearest(self.average / (1 - self.ema ** (step + 1)))[0]  # the young average is too small
+
+    @torch.no_grad()
+    def decode(self, codes: Tensor) -> Tensor:
+        """The picture of a grid of codes (h, w): (3, H, W) in [0, 1]."""
+        return self.vqgan.decode(self.vqgan.embed(codes[None]))[0].clamp(0, 1)
+
+
+def random_start(vqgan: VQGAN, w: int, h: int, generator: torch.Generator) -> Tensor:
+    """Codes drawn evenly at random: (1, h, w). Drawn on the CPU, so that every device starts alike."""
+    return torch.randint(len(vqgan.codebook), (1, h, w), generator=generator).to(vqgan.codebook.device)
+
+
+def mean_start(vqgan: VQGAN, w: int, h: int, generator: torch.Generator) -> Tensor:
+    """The mean code everywhere, with a hundredth of the codebook's spread as noise: a latent (1, C, h, w)."""
+    codebook = vqgan.codebook.detach()
+    noise = torch.randn(1, codebook.shape[1], h, w, generator=generator).to(codebook)
+    return codebook.mean(0).view(1, -1, 1, 1) + 0.01 * codebook.std(0).view(1, -1, 1, 1) * noise
+
+
+STARTS = {"random": random_start, "mean": mean_start}

@@ -1,0 +1,104 @@
+"""Losses: what is liked. Each is a function `loss(image (1, 3, H, W) in [0, 1]) -> scalar` to be made small.
+
+`PromptLoss` says how far a picture is from the words; `LOSSES` names the others, which a user adds as
+`losses="tv:0.5 | saturation:0.2"`. A new one is a function and a line in that table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from .cutouts import Cutouts, Draw
+from .ops import gather_grad, great_circle, straight_through
+from .perceptor import Perceptor
+from .prompts import Prompt
+
+
+def tv(image: Tensor) -> Tensor:
+    """Total variation: the mean squared step between neighbours, right and below; small for smooth pictures."""
+    padded = torch.nn.functional.pad(image, (0, 1, 0, 1), "replicate")
+    right = padded[..., :-1, 1:] - padded[..., :-1, :-1]
+    below = padded[..., 1:, :-1] - padded[..., :-1, :-1]
+    return (right.pow(2) + below.pow(2)).mean()
+
+
+def saturation(image: Tensor) -> Tensor:
+    """The mean squared distance of colours from grey; small for pale pictures."""
+    return (image - image.mean(1, keepdim=True)).pow(2).mean()
+
+
+def edges(image: Tensor) -> Tensor:
+    """How much the outer sixteenth of the picture differs from mid-grey; small for an empty margin."""
+    H, W = image.shape[2:]
+    inner = torch.ones_like(image)
+    inner[..., H // 16 : H - H // 16, W // 16 : W - W // 16] = 0
+    return ((image - 0.5).pow(2) * inner).sum() / inner.sum()
+
+
+LOSSES = {"tv": tv, "saturation": saturation, "edges": edges}
+
+
+class PromptLoss:
+    """How far a picture is from the prompts, as one perceptor sees it in many cutouts.
+
+    For every cutout and prompt: half the squared angle between their embeddings, negated for a negative weight, with
+    no gradient once below the prompt's stop; averaged over cutouts, times |weight|, summed (Crowson 2021).
+
+    Args:
+        perceptor: the judge.
+        prompts: their weights are used as they are; `prompts.normalise` makes the sum of magnitudes 1.
+        cutouts: cuts pictures to the perceptor's size.
+        chunk: how many cutouts go through the perceptor at once; fewer need less memory and give the same gradient.
+            0 means all.
+        pictures: prompts that are pictures: one pair of (Prompt, image (1, 3, H, W)) each.
+    """
+
+    def __init__(self, perceptor: Perceptor, prompts: Sequence[Prompt], cutouts: Cutouts, chunk: int = 0,
+                 pictures: Sequence[tuple[Prompt, Tensor]] = ()):  # fmt: skip
+        self.perceptor, self.cutouts, self.chunk = perceptor, cutouts, chunk
+        embedded = [perceptor.encode_text([prompt.text]) for prompt in prompts]
+        with torch.no_grad():
+            embedded += [perceptor.encode_image(cutouts(picture)) for _, picture in pictures]
+        self.prompts = (*prompts, *(prompt for prompt, _ in pictures))
+        self.targets = torch.cat(embedded)  # (T, D): one row a text, one a cutout of a picture
+        counts = torch.tensor([len(rows) for rows in embedded])
+        self.owner = torch.arange(len(counts)).repeat_interleave(counts).to(self.targets.device)  # (T,)
+        self.share = (1 / counts.float())[self.owner.cpu()].to(self.targets.device)  # (T,) of its prompt's weight
+        self.similarity: Tensor | None = None  # (P,) mean cosine at the last call
+        self.set_weights([prompt.weight for prompt in self.prompts], [prompt.stop for prompt in self.prompts])
+
+    def set_weights(self, weights: Sequence[float], stops: Sequence[float]) -> None:
+        """Change the prompts' weights and stops; acts at the next call."""
+        self.weights = torch.tensor(weights, dtype=torch.float32).to(self.targets)  # (P,)
+        self.stops = torch.tensor(stops, dtype=torch.float32).to(self.targets)  # (P,)
+
+    def __call__(self, image: Tensor, draw: Draw | None = None) -> Tensor:
+        """Image (1, 3, H, W) in [0, 1] -> scalar. The cutouts may be given as a `Draw` instead of being drawn."""
+        draw = draw or self.cutouts.draw(*image.shape[2:])
+        cosines: list[Tensor] = []  # of each chunk: (n', T)
+
+        def part(image: Tensor, some: Draw) -> Tensor:
+            embedded = self.perceptor.encode_image(self.cutouts(image, some))  # (n', D)
+            cosines.append(embedded.detach() @ self.targets.t())
+            return self._distance(embedded) / len(draw)
+
+        chunk = self.chunk or len(draw)
+        if chunk >= len(draw):
+            loss = part(image, draw)
+        else:
+            chunks = (draw[first : first + chunk] for first in range(0, len(draw), chunk))
+            loss = gather_grad(image, (partial(part, some=some) for some in chunks))
+        means = torch.cat(cosines).mean(0)  # (T,)
+        self.similarity = torch.zeros_like(self.weights).index_add_(0, self.owner, means * self.share)  # (P,)
+        return loss
+
+    def _distance(self, embedded: Tensor) -> Tensor:
+        """Embeddings (n', D) -> the weighted distances to all targets, summed to a scalar."""
+        weight, stop = self.weights[self.owner], self.stops[self.owner]  # (T,)
+        signed = great_circle(embedded, self.targets) * weight.sign()  # (n', T)
+        halted = straight_through(signed, torch.maximum(signed, stop))  # the value as it is, no gradient below stop
+        return (halted * weight.abs() * self.share).sum()

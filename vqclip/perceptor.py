@@ -1,0 +1,174 @@
+"""CLIP: the judge. Turns words and pictures into unit vectors whose angle says how well they agree.
+
+The network and the tokenizer are OpenAI's own (Radford et al. 2021, arXiv 2103.00020), loaded straight from the
+`openai-clip` package's files: importing that package itself needs `pkg_resources`, which setuptools 82 removed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import warnings
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from types import ModuleType
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import checkpoints
+
+MEAN = 0.48145466, 0.4578275, 0.40821073  # of the pictures OpenAI trained on, red green blue
+STD = 0.26862954, 0.26130258, 0.27577711
+
+
+class Perceptor(Protocol):
+    """What the loop asks of a judge: embed words and pictures into one space, as unit rows in float32."""
+
+    name: str
+    size: int  # S: cutouts are S x S pixels
+
+    def encode_text(self, texts: list[str]) -> Tensor:
+        """P texts -> (P, D)."""
+
+    def encode_image(self, cutouts: Tensor) -> Tensor:
+        """Cutouts (N, 3, S, S) in [0, 1] -> (N, D), with a gradient to the cutouts."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """How a text fits into the text tower.
+
+    Attributes:
+        ids: BPE ids, start and end marks included, at most `context` of them.
+        context: how many fit (77).
+        cut: the end of the text, for which there was no room; empty when all of it fits.
+        unknown: the words that the model never met in training.
+    """
+
+    ids: tuple[int, ...]
+    context: int
+    cut: str = ""
+    unknown: tuple[str, ...] = ()
+
+
+@lru_cache
+def openai_clip(stem: str) -> ModuleType:
+    """The file `clip/{stem}.py` of the installed openai-clip package, as a module of our own name."""
+    name = f"vqclip._openai_clip_{stem}"
+    path = Path(importlib.util.find_spec("clip").submodule_search_locations[0]) / f"{stem}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@lru_cache
+def tokenizer():
+    """OpenAI's byte-pair tokenizer (49,408 tokens)."""
+    return openai_clip("simple_tokenizer").SimpleTokenizer()
+
+
+class CLIP(nn.Module):
+    """OpenAI's CLIP as a perceptor.
+
+    Args:
+        network: `clip.model.CLIP`, in float32.
+        name: what it is called in losses and sessions.
+        vocabulary: the token ids it was trained on; None means all of them.
+        precision: what the towers compute in; embeddings come out in float32 always.
+    """
+
+    def __init__(self, network: nn.Module, name: str, vocabulary: Tensor | None = None,
+                 precision: torch.dtype = torch.float32):  # fmt: skip
+        super().__init__()
+        self.network, self.name, self.precision = network, name, precision
+        self.size: int = network.visual.input_resolution
+        self.sha256: str | None = None
+        self.vocabulary = None if vocabulary is None else frozenset(vocabulary.tolist())
+        self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
+
+    def tokens(self, text: str) -> Tokens:
+        """The tokens of a text: how many are used, what was cut off, which words are unknown."""
+        bpe, context = tokenizer(), self.network.context_length
+        start, end = bpe.encoder["<|startoftext|>"], bpe.encoder["<|endoftext|>"]
+        ids = bpe.encode(text)
+        room = context - 2
+        unknown = dict.fromkeys(
+            word
+            for word in text.split()
+            if self.vocabulary is not None and not self.vocabulary.issuperset(bpe.encode(word))
+        )
+        return Tokens((start, *ids[:room], end), context, bpe.decode(ids[room:]).strip(), tuple(unknown))
+
+    def encode_text(self, texts: list[str]) -> Tensor:
+        """P texts -> unit rows (P, D). Warns about words this model never learnt and about text cut off."""
+        batch = torch.zeros(len(texts), self.network.context_length, dtype=torch.long)  # (P, 77)
+        for row, text in zip(batch, texts, strict=True):
+            tokens = self.tokens(text)
+            row[: len(tokens.ids)] = torch.tensor(tokens.ids)
+            if tokens.unknown:
+                warnings.warn(f"{self.name} never learnt {', '.join(tokens.unknown)!s}: such words paint nothing",
+                              stacklevel=2)  # fmt: skip
+            if tokens.cut:
+                warnings.warn(f"{self.name} reads {tokens.context} tokens; this was cut off: {tokens.cut[:60]!r}",
+                              stacklevel=2)  # fmt: skip
+        with torch.no_grad(), self._autocast():
+            embedded = self.network.encode_text(batch.to(self.mean.device))
+        return F.normalize(embedded.float(), dim=1)
+
+    def encode_image(self, cutouts: Tensor) -> Tensor:
+        """Cutouts (N, 3, S, S) in [0, 1] -> unit rows (N, D), float32."""
+        with self._autocast():
+            embedded = self.network.encode_image((cutouts - self.mean) / self.std)
+        return F.normalize(embedded.float(), dim=1)
+
+    def _autocast(self):
+        return torch.autocast(self.mean.device.type, self.precision, enabled=self.precision != torch.float32)
+
+
+def build_clip(weights: dict[str, Tensor], name: str, precision: torch.dtype = torch.float32) -> CLIP:
+    """A frozen `CLIP` from a state dict in OpenAI's names.
+
+    A `vocab` tensor beside a shortened `token_embedding.weight` says which token each of its rows is; the others
+    become zero, which is what an untrained word is worth.
+    """
+    weights = {key: value.float() if value.is_floating_point() else value for key, value in weights.items()}
+    for metadata in ("input_resolution", "context_length", "vocab_size"):
+        weights.pop(metadata, None)
+    vocabulary = weights.pop("vocab", None)
+    if vocabulary is not None:
+        rows = weights["token_embedding.weight"]  # (U, width): the learnt words only
+        full = rows.new_zeros(len(tokenizer().encoder), rows.shape[1])  # (49408, width)
+        weights["token_embedding.weight"] = full.index_copy(0, vocabulary.long(), rows)
+    network = openai_clip("model").build_model(dict(weights)).float()
+    network.load_state_dict(weights)  # again: build_model rounds to float16 on the way
+    return CLIP(network.eval().requires_grad_(False), name, vocabulary, precision)
+
+
+def load_clip(source: str | Path = "embedded", device: str | torch.device = "cpu",
+              precision: str = "float32", root: str | Path = ".") -> CLIP:  # fmt: skip
+    """Load one of OpenAI's CLIPs, or the small one that is shipped, as a perceptor.
+
+    Args:
+        source: "embedded", a path (.pt as OpenAI publishes it, or .safetensors with the same names), or the name of
+            a file in `root` ("ViT-B/32" is looked for as ViT-B-32.pt).
+        device: where it shall live.
+        precision: "float32" or "bfloat16".
+        root: the folder in which checkpoints are looked for by name.
+    Raises:
+        CheckpointError: the file is not there, or is not a CLIP.
+    """
+    path = checkpoints.find(source, root, embedded="clip")
+    weights = checkpoints.read_weights(path)
+    try:
+        clip = build_clip(weights, str(source), getattr(torch, precision))
+    except (KeyError, RuntimeError, AssertionError) as error:
+        raise checkpoints.CheckpointError(f"{path} does not hold one of OpenAI's CLIP models ({error})") from error
+    clip.sha256 = checkpoints.sha256(path)
+    return clip.to(device)

@@ -1,0 +1,110 @@
+"""VQGAN: the painter. A thin module around taming-transformers' encoder and decoder.
+
+Parameter names are those of the published checkpoints (Esser, Rombach, Ommer 2020, arXiv 2012.09841), so their state
+dicts load strictly. Only what painting needs is here: no training loss, no discriminator, no Lightning.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from pathlib import Path
+
+import torch
+from taming.modules.diffusionmodules.model import Decoder, Encoder
+from torch import Tensor, nn
+
+from . import checkpoints
+from .ops import embed_codes, nearest_codes
+
+
+class VQGAN(nn.Module):
+    """Encoder, codebook and decoder of a VQGAN.
+
+    Args:
+        ddconfig: the checkpoint's `ddconfig`: ch, ch_mult, z_channels, num_res_blocks, attn_resolutions, ...
+        n_embed: K, how many codes there are.
+        embed_dim: C, the length of one code.
+        gumbel: whether codes are chosen by a learnt projection (taming's GumbelVQ) rather than by distance when an
+            image is encoded.
+    """
+
+    def __init__(self, ddconfig: dict, n_embed: int, embed_dim: int, gumbel: bool = False):
+        super().__init__()
+        z_channels = ddconfig["z_channels"]
+        with contextlib.redirect_stdout(io.StringIO()):  # taming's Decoder prints its latent's shape
+            self.encoder, self.decoder = Encoder(**ddconfig), Decoder(**ddconfig)
+        self.quant_conv = nn.Conv2d(z_channels, embed_dim, 1)
+        self.post_quant_conv = nn.Conv2d(embed_dim, z_channels, 1)
+        self.quantize = nn.Module()
+        self.gumbel = gumbel
+        if gumbel:
+            self.quantize.proj = nn.Conv2d(embed_dim, n_embed, 1)
+            self.quantize.embed = nn.Embedding(n_embed, embed_dim)
+        else:
+            self.quantize.embedding = nn.Embedding(n_embed, embed_dim)
+        self.f = 2 ** (len(ddconfig["ch_mult"]) - 1)
+        self.name, self.sha256 = "vqgan", None
+
+    @property
+    def codebook(self) -> Tensor:
+        """The K codes a latent is made of: (K, C)."""
+        return (self.quantize.embed if self.gumbel else self.quantize.embedding).weight
+
+    def grid(self, width: int, height: int) -> tuple[int, int]:
+        """The smallest latent grid (w, h) whose picture covers `width` x `height` pixels."""
+        return -(-width // self.f), -(-height // self.f)
+
+    def encode(self, image: Tensor) -> Tensor:
+        """Image (B, 3, H, W) in [0, 1], H and W multiples of f -> codes (B, h, w).
+
+        A Gumbel model takes its most likely code instead of sampling one, so the same image gives the same codes.
+        """
+        if image.shape[2] % self.f or image.shape[3] % self.f:
+            raise ValueError(
+                f"an image of {image.shape[3]}x{image.shape[2]} pixels does not divide into codes of {self.f}x{self.f}:"
+                f" make both sides multiples of {self.f}"
+            )
+        z = self.quant_conv(self.encoder(image * 2 - 1))  # (B, C, h, w)
+        return self.quantize.proj(z).argmax(1) if self.gumbel else nearest_codes(z, self.codebook)
+
+    def nearest(self, z: Tensor) -> Tensor:
+        """The codes nearest to a latent: (B, C, h, w) -> (B, h, w)."""
+        return nearest_codes(z, self.codebook)
+
+    def embed(self, codes: Tensor) -> Tensor:
+        """The latent that codes stand for: (B, h, w) -> z_q (B, C, h, w)."""
+        return embed_codes(codes, self.codebook)
+
+    def decode(self, z_q: Tensor) -> Tensor:
+        """Latent (B, C, h, w) -> image (B, 3, H, W), nominally in [0, 1] but not clamped."""
+        return (self.decoder(self.post_quant_conv(z_q)) + 1) / 2
+
+
+def load_vqgan(source: str | Path = "embedded", device: str | torch.device = "cpu", root: str | Path = ".") -> VQGAN:
+    """Load a VQGAN for painting: frozen, float32, in eval mode.
+
+    Args:
+        source: "embedded", the path of a checkpoint (.safetensors or .ckpt, with its .yaml beside it), or the name of
+            one in `root`.
+        device: where it shall live.
+        root: the folder in which checkpoints are looked for by name.
+    Raises:
+        CheckpointError: the files are not there, or do not hold this kind of model.
+    """
+    path = checkpoints.find(source, root, embedded="vqgan")
+    config = checkpoints.read_config(path)
+    params = config["params"]
+    if "first_stage_config" in params:  # a Net2NetTransformer: its VQGAN is the first stage
+        config = params["first_stage_config"]
+        params = config["params"]
+    weights = checkpoints.read_weights(path)
+    prefix = "first_stage_model."
+    if any(key.startswith(prefix) for key in weights):
+        weights = {key[len(prefix) :]: value for key, value in weights.items() if key.startswith(prefix)}
+    weights = {key: value.float() for key, value in weights.items() if not key.startswith("loss.")}
+    with torch.device("meta"):
+        vqgan = VQGAN(params["ddconfig"], params["n_embed"], params["embed_dim"], "Gumbel" in config["target"])
+    checkpoints.load_strictly(vqgan, weights, path)
+    vqgan.name, vqgan.sha256 = str(source), checkpoints.sha256(path)
+    return vqgan.to(device).eval().requires_grad_(False)
