@@ -1,16 +1,17 @@
 """A plain, slow account of the z+quantize loop (Crowson 2021), written from its description as a witness.
 
-Nothing here comes from `vqclip`, and nothing is clever: crops are cut one at a time in a Python loop, the nearest
-code is a one-hot matrix times the codebook, Adam is spelled out. What the package computes fast, `iterate` computes
-slowly, for the same crops. Every function works in the dtype of what it is given, so float64 is an option.
+Nothing here comes from `vqclip`, and nothing is clever: crops are cut one at a time in a Python loop, the
+nearest code is a one-hot matrix times the codebook, Adam is spelled out. What the package computes fast,
+`iterate` computes slowly, for the same crops. Every function works in the dtype of what it is given, so
+float64 is an option.
 
 The models are plain callables:
     decode(z_q (1,C,h,w)) -> picture (1,3,H,W) in [-1,1], not clamped
     encode_image((N,3,S,S), already normalised for CLIP) -> (N,D), of any length
     codebook (K,C)
 
-Letters: C latent channels, h w latent grid, H W pixels, K codes, N crops, S crop size after resampling, D embedding,
-M embeddings of one target.
+Letters: C latent channels, h w latent grid, H W pixels, K codes, N crops, S crop size after resampling, D
+embedding, M embeddings of one target.
 """
 
 import math
@@ -98,9 +99,10 @@ def picture(z_q, decode):
 
 
 def draw_crops(width, height, n, cut_size, generator, cut_pow=1.0):
-    """n squares (size, x, y) inside width x height, sizes between min(width, height, cut_size) and min(width, height).
+    """n random squares (size, x, y) inside width x height.
 
-    cut_pow above 1 makes more small ones, below 1 more large ones. `generator` draws, for each square: its size, x, y.
+    Sizes lie between min(width, height, cut_size) and min(width, height); cut_pow above 1 makes more small ones,
+    below 1 more large ones. `generator` draws, for each square: its size, x, y.
     """
     largest = min(width, height)
     smallest = min(width, height, cut_size)
@@ -115,7 +117,7 @@ def draw_crops(width, height, n, cut_size, generator, cut_pow=1.0):
 
 
 def lanczos_kernel(ratio, a=2):
-    """Taps for shrinking by `ratio` = dst / src < 1: sampled at multiples of the ratio, mirrored, summing to 1."""
+    """Taps for shrinking by `ratio` = dst / src < 1: sampled at its multiples, mirrored, summing to 1."""
     points = [i * ratio for i in range(math.ceil(a / ratio + 1))]
     points = [-p for p in reversed(points[1:])] + points
     points = points[1:-1]  # the outermost of each side is dropped
@@ -128,7 +130,7 @@ def lanczos_kernel(ratio, a=2):
 
 
 def resample(image, size):
-    """(N,3,H,W) -> (N,3,*size): Lanczos low-pass along each axis that shrinks, then bicubic with aligned corners."""
+    """(N,3,H,W) -> (N,3,*size): Lanczos low-pass along axes that shrink, then bicubic, aligned corners."""
     n, c, height, width = image.shape
     rows, columns = size
     planes = image.reshape(n * c, 1, height, width)
@@ -159,7 +161,7 @@ def cutouts(image, crops, cut_size):
 
 @dataclass(frozen=True)
 class Target:
-    """What the crops should look like: embeddings (M,D), a weight (negative = away) and a distance to stop at."""
+    """What crops should look like: embeddings (M,D), a weight (negative = away), a distance to stop at."""
 
     embedding: torch.Tensor
     weight: float = 1.0
@@ -174,7 +176,7 @@ def clip_embeddings(cuts, encode_image):
 
 
 def distances(a, b):
-    """(N,D), (M,D) -> 2 arcsin(|a - b| / 2)^2 between unit vectors, which is half the squared angle, (N,M)."""
+    """(N,D), (M,D) -> 2 arcsin(|a - b| / 2)^2 of unit vectors, half the squared angle, (N,M)."""
     a, b = F.normalize(a, dim=-1), F.normalize(b, dim=-1)
     chord = (a[:, None, :] - b[None, :, :]).norm(dim=-1)
     return 2 * (chord / 2).arcsin() ** 2
@@ -196,10 +198,11 @@ def tv(image):
 
 
 def mse_schedule(steps, start=1.5, every=50, epochs=5):
-    """For each step (weight of the pull to z_orig, whether Adam starts anew there), of the MSE-regularised variant.
+    """For each step (weight of the pull to z_orig, whether Adam starts anew): the MSE-regularised variant.
 
-    At step every, 2 every, ... epochs * every the weight loses start / epochs, or falls to 0 when less than that would
-    remain. The new weight counts for the loss of that same step. (The description leaves that open by one step.)
+    At step every, 2 every, ... epochs * every the weight loses start / epochs, or falls to 0 when less than
+    that would remain. The new weight counts for the loss of that same step. (The description leaves that open
+    by one step.)
     """
     drop = start / epochs
     weight = start
@@ -235,7 +238,7 @@ class Adam:
 
 @dataclass
 class Iteration:
-    """Everything one iteration computed. `image` and `losses` belong to z before the step, `z` is z after it."""
+    """What one iteration computed: `image` and `losses` belong to z before the step, `z` is z after it."""
 
     image: torch.Tensor  # (1,3,H,W) in [0,1]
     codes: torch.Tensor  # (1,h,w)
@@ -262,11 +265,11 @@ def iterate(
     tv_weight=0.0,
     box=True,
 ):
-    """One iteration from z (1,C,h,w): picture, crops, losses, gradient, Adam step, clamp to the codebook's box.
+    """One iteration from z (1,C,h,w): picture, crops, losses, gradient, Adam step, clamp to the box.
 
-    The loss is the plain sum of the prompt losses with the weights they carry, of mse(z, z_orig) * init_weight / 2
-    (the continuous z; z_orig zeros when None) and of tv(picture) * tv_weight / 4. `box=False` leaves the clamp out, as
-    the MSE-regularised variant does.
+    The loss is the plain sum of the prompt losses with the weights they carry, of mse(z, z_orig) *
+    init_weight / 2 (the continuous z; z_orig zeros when None) and of tv(picture) * tv_weight / 4. `box=False`
+    leaves the clamp out, as the MSE-regularised variant does.
     """
     z = z.detach().clone().requires_grad_()
     image = picture(quantise(z, codebook), decode)

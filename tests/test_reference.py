@@ -120,7 +120,9 @@ def test_growing_is_bicubic_alone():
     image = seeded(1, 3, 9, 9)
     expected = F.interpolate(image, (20, 20), mode="bicubic", align_corners=True)
     assert torch.equal(ref.resample(image, (20, 20)), expected)
-    assert torch.allclose(expected[:, :, [0, 0, -1, -1], [0, -1, 0, -1]], image[:, :, [0, 0, -1, -1], [0, -1, 0, -1]])
+    assert torch.allclose(
+        expected[:, :, [0, 0, -1, -1], [0, -1, 0, -1]], image[:, :, [0, 0, -1, -1], [0, -1, 0, -1]]
+    )
 
 
 def test_only_the_axis_that_shrinks_is_smoothed():
@@ -217,7 +219,9 @@ def test_stop(weight, stop, moving):
     if moving:  # descent turns towards (1, 0) for a positive weight, away for a negative one
         stepped = embeddings.detach() - 0.01 * embeddings.grad
         closer = ref.distances(stepped, target.embedding.double()) < torch.tensor(ds).view(3, 1)
-        assert {d: bool(c) for d, c in zip(ds, closer, strict=True) if d in moving} == dict.fromkeys(moving, weight > 0)
+        assert {d: bool(c) for d, c in zip(ds, closer, strict=True) if d in moving} == dict.fromkeys(
+            moving, weight > 0
+        )
 
 
 def test_a_target_of_many_embeddings_counts_as_their_mean():

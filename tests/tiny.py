@@ -1,14 +1,14 @@
-"""Tiny seeded models for the whole suite, built from taming's and openai-clip's own classes, and their files on disk.
+"""Tiny seeded models for the whole suite, of taming's and openai-clip's own classes, and their files on disk.
 
-They know nothing of `vqclip`: what they compute is what the original networks compute, so a test may compare against
-them, and what they write has the layout of the published checkpoints, so a test may load it.
+They know nothing of `vqclip`: what they compute is what the original networks compute, so a test may compare
+against them, and what they write has the layout of the published checkpoints, so a test may load it.
 
     vqgan = tiny.vqgan(gumbel=True)      # tiny.VQGAN: encode, decode, codebook, state_dict, config
     clip = tiny.clip("rn")               # openai-clip's CLIP, float32, eval
-    tiny.write_ckpt(path, vqgan)         # a Lightning .ckpt with discriminator, Adam moments and callbacks in it
+    tiny.write_ckpt(path, vqgan)         # a Lightning .ckpt with discriminator, Adam moments, callbacks
 
-The networks are small (tens of milliseconds), but every normalisation, bias and running statistic is away from its
-default, so that a forward which forgets one of them gives another result.
+The networks are small (tens of milliseconds), but every normalisation, bias and running statistic is away
+from its default, so that a forward which forgets one of them gives another result.
 """
 
 import contextlib
@@ -28,9 +28,10 @@ from torch import nn
 
 
 class VQGAN(nn.Module):
-    """A VQGAN as taming's VQModel (or the later GumbelVQ) computes it, in plain torch; keys as in the checkpoints.
+    """A VQGAN as taming's VQModel (or the later GumbelVQ) computes it; keys as in the checkpoints.
 
-    C latent channels, K codes, f pixels per latent position. Both `encode` and `decode` live in taming's [-1,1].
+    C latent channels, K codes, f pixels per latent position. Both `encode` and `decode` live in taming's
+    [-1,1].
     """
 
     def __init__(self, ddconfig, n_embed, embed_dim, gumbel=False):
@@ -41,7 +42,8 @@ class VQGAN(nn.Module):
         self.quant_conv, self.post_quant_conv = nn.Conv2d(z, embed_dim, 1), nn.Conv2d(embed_dim, z, 1)
         self.quantize = nn.Module()
         if gumbel:
-            self.quantize.proj, self.quantize.embed = nn.Conv2d(z, n_embed, 1), nn.Embedding(n_embed, embed_dim)
+            self.quantize.proj = nn.Conv2d(z, n_embed, 1)
+            self.quantize.embed = nn.Embedding(n_embed, embed_dim)
         else:
             self.quantize.embedding = nn.Embedding(n_embed, embed_dim)
         self.gumbel, self.ddconfig, self.n_embed, self.embed_dim = gumbel, ddconfig, n_embed, embed_dim
@@ -84,7 +86,9 @@ class VQGAN(nn.Module):
             params["kl_weight"] = 1e-8
             params["temperature_scheduler_config"] = {
                 "target": "taming.lr_scheduler.LambdaWarmUpCosineScheduler",
-                "params": dict(warm_up_steps=0, max_decay_steps=1000001, lr_start=0.9, lr_max=0.9, lr_min=1e-6),
+                "params": dict(
+                    warm_up_steps=0, max_decay_steps=1000001, lr_start=0.9, lr_max=0.9, lr_min=1e-6
+                ),
             }
         else:
             params["monitor"] = "val/rec_loss"
@@ -96,12 +100,13 @@ class VQGAN(nn.Module):
 def vqgan(gumbel=False, f=2, seed=0, dtype=torch.float32):
     """A seeded tiny VQGAN in eval mode: K=32, C=8, ch=32, f 2 or 4, attention at the lowest resolution.
 
-    Its pictures reach beyond [-1,1] in places, so clamping matters; its codes are spread like its encoder's output.
+    Its pictures reach beyond [-1,1] in places, so clamping matters; its codes are spread like its encoder's
+    output.
     """
     generator = torch.Generator().manual_seed(seed)
     ddconfig = dict(
         double_z=False,
-        z_channels=8 if gumbel else 12,  # Gumbel's proj reads what quant_conv writes, so there the two must agree
+        z_channels=8 if gumbel else 12,  # Gumbel's proj reads what quant_conv writes: there the two agree
         resolution=32,
         in_channels=3,
         out_ch=3,
@@ -117,7 +122,9 @@ def vqgan(gumbel=False, f=2, seed=0, dtype=torch.float32):
     unsettle(model, generator)
     with torch.no_grad():
         model.codebook.normal_(generator=generator)
-        _match_scale(model.quant_conv, lambda: model.pre_quantised(_noise(generator)), spread=1.0, channels=True)
+        _match_scale(
+            model.quant_conv, lambda: model.pre_quantised(_noise(generator)), spread=1.0, channels=True
+        )
         z_q = model.codebook[torch.randint(32, (1, 12, 12), generator=generator)].permute(0, 3, 1, 2)
         _match_scale(model.decoder.conv_out, lambda: model.decode(z_q), spread=0.6)
     return model.eval().requires_grad_(False).to(dtype)
@@ -128,7 +135,7 @@ def _noise(generator):
 
 
 def _match_scale(conv, output, spread, channels=False):
-    """Scale and shift `conv`, the last layer of `output()`, so that its output has mean 0 and the given deviation."""
+    """Scale and shift `conv`, the last layer of `output()`, so that mean is 0 and deviation `spread`."""
     y = output()
     dims = (0, 2, 3) if channels else (0, 1, 2, 3)
     scale = spread / y.std(dims, keepdim=True).flatten()
@@ -138,7 +145,7 @@ def _match_scale(conv, output, spread, channels=False):
 
 
 def unsettle(module, generator):
-    """Move every normalisation weight, bias and running statistic off its default of zeros and ones, in place."""
+    """Move every normalisation weight, bias and running statistic off its default of 0 or 1, in place."""
 
     def normal(tensor, mean, std):
         tensor.copy_(mean + std * torch.randn(tensor.shape, generator=generator))
@@ -180,10 +187,10 @@ def write_safetensors(path, model):
 
 
 def write_ckpt(path, model, net2net=False, legacy=False):
-    """A Lightning checkpoint as training wrote it: loss networks, two Adams, and a callbacks dict keyed by a class.
+    """A Lightning checkpoint as training wrote it: loss networks, two Adams, callbacks keyed by their class.
 
-    net2net: under `first_stage_model.`, beside a transformer and a conditioning stage. legacy: torch's pre-1.6 file
-    format, which is no zip.
+    net2net: under `first_stage_model.`, beside a transformer and a conditioning stage. legacy: torch's
+    pre-1.6 file format, which is no zip.
     """
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     if net2net:
@@ -200,7 +207,9 @@ def write_ckpt(path, model, net2net=False, legacy=False):
             "epoch": 3,
             "global_step": 7,
             "pytorch-lightning_version": "1.0.8",
-            "callbacks": {model_checkpoint: {"best_model_score": torch.tensor(0.5), "best_model_path": "last.ckpt"}},
+            "callbacks": {
+                model_checkpoint: {"best_model_score": torch.tensor(0.5), "best_model_path": "last.ckpt"}
+            },
             "optimizer_states": [adam, adam],
             "lr_schedulers": [],
             "state_dict": state,
@@ -211,7 +220,11 @@ def write_ckpt(path, model, net2net=False, legacy=False):
 @contextlib.contextmanager
 def _lightning_1_0():
     """Lend pickle a `pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint`, installed or not."""
-    names = ["pytorch_lightning", "pytorch_lightning.callbacks", "pytorch_lightning.callbacks.model_checkpoint"]
+    names = [
+        "pytorch_lightning",
+        "pytorch_lightning.callbacks",
+        "pytorch_lightning.callbacks.model_checkpoint",
+    ]
     before = {name: sys.modules.get(name) for name in names}
     modules = {name: types.ModuleType(name) for name in names}
     checkpoint = type("ModelCheckpoint", (), {"__module__": names[-1]})
@@ -247,7 +260,9 @@ def clip(kind="vit", seed=0, dtype=torch.float32):
     "rn": ModifiedResNet, 64 px, width 16 (8 heads in the pool), one block a level, D=40.
     """
     shapes = {
-        "vit": dict(embed_dim=48, image_resolution=32, vision_layers=2, vision_width=128, vision_patch_size=8),
+        "vit": dict(
+            embed_dim=48, image_resolution=32, vision_layers=2, vision_width=128, vision_patch_size=8
+        ),
         "rn": dict(embed_dim=40, image_resolution=64, vision_layers=(1, 1, 1, 1), vision_width=16),
     }[kind]
     shapes.setdefault("vision_patch_size", None)
@@ -265,7 +280,7 @@ def clip(kind="vit", seed=0, dtype=torch.float32):
 
 
 def _settle_statistics(network, images):
-    """Let batch normalisation measure its statistics on `images`: without, every image would give the same embedding."""
+    """Let batch normalisation measure its statistics on `images`; else all images would embed alike."""
     norms = [part for part in network.modules() if isinstance(part, nn.BatchNorm2d)]
     for norm in norms:
         norm.reset_running_stats()
@@ -277,7 +292,7 @@ def _settle_statistics(network, images):
 
 
 def tokenize(texts, context_length=77):
-    """Texts -> (len(texts), context_length) tokens: start, byte pairs, end, zeros. As openai-clip's `tokenize`."""
+    """Texts -> (len(texts), context_length) tokens, as openai-clip has it: start, byte pairs, end, zeros."""
     tokenizer = _openai("simple_tokenizer").SimpleTokenizer()
     start, end = tokenizer.encoder["<|startoftext|>"], tokenizer.encoder["<|endoftext|>"]
     tokens = torch.zeros(len(texts), context_length, dtype=torch.long)
@@ -292,14 +307,17 @@ def tokenize(texts, context_length=77):
 
 
 def write_clip_safetensors(path, model):
-    """The tensors under OpenAI's names, without the three metadata entries, as the timm repositories hold them."""
+    """The tensors under OpenAI's names, less the three metadata entries, as timm's repositories hold them."""
     save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, path)
 
 
 def write_clip_pt(path, model):
-    """A TorchScript archive as OpenAI published: float16 matrices and the three metadata entries beside them."""
+    """A TorchScript archive as OpenAI published: float16 tensors and the three metadata entries."""
     resolution = model.visual.input_resolution
-    state = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in model.state_dict().items()}
+    state = {
+        name: tensor.half() if tensor.is_floating_point() else tensor
+        for name, tensor in model.state_dict().items()
+    }
     state["input_resolution"] = torch.tensor(resolution)
     state["context_length"], state["vocab_size"] = torch.tensor(77), torch.tensor(49408)
     root = nn.Module()
