@@ -15,7 +15,8 @@ embedding, M embeddings of one target.
 """
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -101,7 +102,7 @@ def picture(z_q, decode):
 def draw_crops(width, height, n, cut_size, generator, cut_pow=1.0):
     """n random squares (size, x, y) inside width x height.
 
-    Sizes lie between min(width, height, cut_size) and min(width, height); cut_pow above 1 makes more small ones,
+    Sizes lie between min(width, height, cut_size) and min(width, height); cut_pow above 1 makes more small,
     below 1 more large ones. `generator` draws, for each square: its size, x, y.
     """
     largest = min(width, height)
@@ -216,6 +217,16 @@ def mse_schedule(steps, start=1.5, every=50, epochs=5):
 # One iteration
 
 
+@dataclass(frozen=True)
+class Judge:
+    """One CLIP: what it wants to see, and the crops (size, x, y) it looks at in this iteration."""
+
+    encode_image: Callable[[torch.Tensor], torch.Tensor]
+    cut_size: int  # S
+    targets: Sequence[Target]
+    crops: Sequence[tuple[int, int, int]]
+
+
 class Adam:
     """Adam for a single tensor (Kingma & Ba, arXiv 1412.6980): bias-corrected moments, no weight decay."""
 
@@ -242,12 +253,12 @@ class Iteration:
 
     image: torch.Tensor  # (1,3,H,W) in [0,1]
     codes: torch.Tensor  # (1,h,w)
-    cuts: torch.Tensor  # (N,3,S,S)
-    embeddings: torch.Tensor  # (N,D)
-    losses: dict = field(default_factory=dict)
-    loss: float = math.nan
-    grad: torch.Tensor = None  # dL/dz (1,C,h,w)
-    z: torch.Tensor = None  # (1,C,h,w)
+    cuts: list[torch.Tensor]  # of each judge (N,3,S,S)
+    embeddings: list[torch.Tensor]  # of each judge (N,D)
+    losses: dict[str, float]
+    loss: float
+    grad: torch.Tensor  # dL/dz (1,C,h,w)
+    z: torch.Tensor  # (1,C,h,w)
 
 
 def iterate(
@@ -255,10 +266,7 @@ def iterate(
     *,
     decode,
     codebook,
-    encode_image,
-    targets,
-    crops,
-    cut_size,
+    judges,
     optimizer,
     init_weight=0.0,
     z_orig=None,
@@ -267,16 +275,18 @@ def iterate(
 ):
     """One iteration from z (1,C,h,w): picture, crops, losses, gradient, Adam step, clamp to the box.
 
-    The loss is the plain sum of the prompt losses with the weights they carry, of mse(z, z_orig) *
-    init_weight / 2 (the continuous z; z_orig zeros when None) and of tv(picture) * tv_weight / 4. `box=False`
-    leaves the clamp out, as the MSE-regularised variant does.
+    The loss is the plain sum of each judge's prompt losses with the weights they carry, of
+    mse(z, z_orig) * init_weight / 2 (the continuous z; z_orig zeros when None) and of
+    tv(picture) * tv_weight / 4. `box=False` leaves the clamp out, as the MSE-regularised variant does.
     """
     z = z.detach().clone().requires_grad_()
     image = picture(quantise(z, codebook), decode)
-    cuts = cutouts(image, crops, cut_size)
-    embeddings = clip_embeddings(cuts, encode_image)
-
-    losses = {f"prompt {i}": prompt_loss(embeddings, target) for i, target in enumerate(targets)}
+    losses, cuts, embeddings = {}, [], []
+    for number, judge in enumerate(judges):
+        cuts.append(cutouts(image, judge.crops, judge.cut_size))
+        embeddings.append(clip_embeddings(cuts[-1], judge.encode_image))
+        for i, target in enumerate(judge.targets):
+            losses[f"judge {number} prompt {i}"] = prompt_loss(embeddings[-1], target)
     if init_weight:
         origin = torch.zeros_like(z) if z_orig is None else z_orig
         losses["init"] = ((z - origin) ** 2).mean() * init_weight / 2
@@ -292,8 +302,8 @@ def iterate(
     return Iteration(
         image=image.detach(),
         codes=nearest_codes(z.detach(), codebook),
-        cuts=cuts.detach(),
-        embeddings=embeddings.detach(),
+        cuts=[some.detach() for some in cuts],
+        embeddings=[some.detach() for some in embeddings],
         losses={name: value.item() for name, value in losses.items()},
         loss=loss.item(),
         grad=grad,

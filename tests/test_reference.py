@@ -257,14 +257,16 @@ def world():
     def encode_image(cuts):
         return (cuts.flatten(1) @ eye.T).sin() + cuts.mean((1, 2, 3))[:, None]
 
+    def glance(cuts):
+        return cuts.mean((2, 3)) @ seeded(3, 5, seed=9)
+
     codebook = seeded(9, 4, seed=3)
+    targets = [ref.Target(seeded(1, 5, seed=4), 1.0), ref.Target(seeded(3, 5, seed=5), -0.4, -0.2)]
+    crops = [(6, 0, 0), (9, 3, 1), (10, 0, 0), (7, 6, 3)]
     return dict(
         decode=decode,
-        encode_image=encode_image,
         codebook=codebook,
-        targets=[ref.Target(seeded(1, 5, seed=4), 1.0), ref.Target(seeded(3, 5, seed=5), -0.4, -0.2)],
-        crops=[(6, 0, 0), (9, 3, 1), (10, 0, 0), (7, 6, 3)],
-        cut_size=6,
+        judges=[ref.Judge(encode_image, 6, targets, crops), ref.Judge(glance, 4, targets[:1], crops[1:3])],
         init_weight=0.3,
         tv_weight=0.5,
     )
@@ -274,16 +276,20 @@ def test_the_gradient_of_the_whole_loss_by_finite_differences(world):
     z = seeded(1, 4, 5, 7, seed=6)
     z_orig = seeded(1, 4, 5, 7, seed=7)
     got = ref.iterate(z, **world, z_orig=z_orig, optimizer=ref.Adam(0.1))
-    assert 0 < got.image.min() and got.image.max() < 1 and 0 < got.cuts.min() and got.cuts.max() < 1
+    for inside in (got.image, *got.cuts):  # where a clamp acts, its gradient is no derivative
+        assert 0 < inside.min() and inside.max() < 1
 
     def loss(codes_moved_by, z_moved_by):
         """The loss written once more; straight-through means: what moves z moves the chosen codes as much."""
         image = (world["decode"](ref.embed(got.codes, world["codebook"]) + codes_moved_by) + 1) / 2
-        embeddings = ref.clip_embeddings(ref.cutouts(image, world["crops"], 6), world["encode_image"])
         total = 0.3 / 2 * F.mse_loss(z + z_moved_by, z_orig) + 0.5 / 4 * ref.tv(image)
-        for target in world["targets"]:
-            d = ref.distances(embeddings, target.embedding) * (1 if target.weight > 0 else -1)
-            total = total + abs(target.weight) * torch.where(d < target.stop, d.detach() * 0, d).mean()
+        for judge in world["judges"]:
+            embeddings = ref.clip_embeddings(
+                ref.cutouts(image, judge.crops, judge.cut_size), judge.encode_image
+            )
+            for target in judge.targets:
+                d = ref.distances(embeddings, target.embedding) * (1 if target.weight > 0 else -1)
+                total = total + abs(target.weight) * torch.where(d < target.stop, d * 0, d).mean()
         return total
 
     some = torch.Generator().manual_seed(8)
@@ -297,7 +303,7 @@ def test_the_gradient_of_the_whole_loss_by_finite_differences(world):
 def test_the_loss_is_the_plain_sum_of_its_terms(world):
     z, z_orig = seeded(1, 4, 5, 7, seed=6), seeded(1, 4, 5, 7, seed=7)
     got = ref.iterate(z, **world, z_orig=z_orig, optimizer=ref.Adam(0.1))
-    assert list(got.losses) == ["prompt 0", "prompt 1", "init", "tv"]
+    assert list(got.losses) == ["judge 0 prompt 0", "judge 0 prompt 1", "judge 1 prompt 0", "init", "tv"]
     assert got.loss == pytest.approx(sum(got.losses.values()))
     assert got.losses["init"] == pytest.approx(0.15 * F.mse_loss(z, z_orig).item())
     to_zeros = ref.iterate(z, **world, optimizer=ref.Adam(0.1))
