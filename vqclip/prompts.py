@@ -19,8 +19,8 @@ from dataclasses import dataclass, replace
 
 SAFE_STOP = -0.9
 """The stop of a negative weight that names none: push away until theta^2/2 > 0.9 (a cosine below 0.23, where
-unrelated words lie with OpenAI's CLIP) and no further. Without it the picture is driven on towards the opposite
-of the words, which shows nothing, and drowns the other prompts. An explicit `fog:-1:-inf` switches it off."""
+unrelated words lie with OpenAI's CLIP) and no further. Without it the picture is driven on towards the
+opposite of the words, which shows nothing, and drowns the other prompts. `fog:-1:-inf` switches it off."""
 
 _NUMBER = (
     r"[+\-−]?(?:(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+\-]?\d+)?|[iI]nf(?:inity)?)"  # − is the typographic minus
@@ -109,7 +109,7 @@ def format_prompts(prompts: Iterable[Prompt]) -> str:
 
 
 def describe(prompts: Iterable[Prompt]) -> str:
-    """Say what the prompts amount to: `desert 67 % · snow 33 %`, with `− fog 20 %` for one to stay away from."""
+    """Say what the prompts amount to: `desert 67 % · snow 33 %`, and `− fog 20 %` for one to shun."""
     return " · ".join(_share(p) for p in normalise(prompts))
 
 
