@@ -1,13 +1,14 @@
 """Checkpoint files: where they are, what is in them, whether they are what they should be.
 
 Nothing here executes what a file contains: safetensors are plain data, and torch files are read with
-`weights_only=True`.
+`weights_only=True`, in which only tensors and plain containers come to life.
 """
 
 from __future__ import annotations
 
 import hashlib
 import pickle
+import zipfile
 from pathlib import Path
 
 import torch
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 
 EMBEDDED = Path(__file__).parent / "embedded"
 SUFFIXES = ".safetensors", ".ckpt", ".pt"
+# Lightning's checkpoints of 2020 use this class itself as a key of a dict; a hollow one of that name will do.
+CALLBACK = type("ModelCheckpoint", (), {"__module__": "pytorch_lightning.callbacks.model_checkpoint"})
 
 
 class CheckpointError(ValueError):
@@ -65,16 +68,21 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        try:
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-        except RuntimeError as error:
-            if "TorchScript" not in str(error):
-                raise
+        if _is_torchscript(path):
             return dict(torch.jit.load(path, map_location="cpu").state_dict())
+        with torch.serialization.safe_globals([CALLBACK]):
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
         return dict(loaded.get("state_dict", loaded))
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, AttributeError) as error:
         reason = str(error).splitlines()[0] if str(error) else "it ends too early"
         raise CheckpointError(f"{path} cannot be read as a checkpoint ({reason}): fetch it again") from error
+
+
+def _is_torchscript(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def load_strictly(module: nn.Module, weights: dict[str, Tensor], path: Path) -> None:

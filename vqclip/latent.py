@@ -1,20 +1,20 @@
 """What is optimised: parameters that become a picture.
 
-A latent is a module with `forward() -> image (1, 3, H, W) in [0, 1]`, `project_()` to bring its parameters back to
-where they mean something, and `codes()`, the compact record of what it shows now.
+A latent is called for its image (1, 3, H, W) in [0, 1]; it has `parameters()` for the optimiser, `project_()` to bring
+them back to where they mean something, `codes()`, the compact record of what it shows, and `state()` / `restore()`.
 """
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from .ops import clamp_with_grad, straight_through
 from .vqgan import VQGAN
 
 
-class VQLatent(nn.Module):
+class VQLatent:
     """A VQGAN's latent, drawn as its nearest codes (Crowson 2021, "z+quantize").
 
     Args:
@@ -26,18 +26,19 @@ class VQLatent(nn.Module):
     """
 
     def __init__(self, vqgan: VQGAN, start: Tensor, init_weight: float = 0.0, init_decay: int = 0, ema: float = 0.0):
-        super().__init__()
         self.vqgan = vqgan
-        start = start if start.dim() == 4 else vqgan.embed(start)  # (1, C, h, w)
-        self.z = nn.Parameter(start.detach().clone())
-        self.register_buffer("start", start.detach().clone())
-        self.register_buffer("average", torch.zeros_like(start) if ema else None)
+        self.start = start.detach() if start.dim() == 4 else vqgan.embed(start)  # (1, C, h, w)
+        self.z = self.start.clone().requires_grad_()
+        self.average = torch.zeros_like(self.start)
         self.init_weight, self.init_decay, self.ema = init_weight, init_decay, ema
         codebook = vqgan.codebook.detach()  # (K, C)
-        self.register_buffer("low", codebook.amin(0).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("high", codebook.amax(0).view(1, -1, 1, 1), persistent=False)
+        self.low, self.high = codebook.amin(0).view(1, -1, 1, 1), codebook.amax(0).view(1, -1, 1, 1)
 
-    def forward(self) -> Tensor:
+    def parameters(self) -> list[Tensor]:
+        """What the optimiser moves."""
+        return [self.z]
+
+    def __call__(self) -> Tensor:
         """The picture of z as it is now: (1, 3, H, W) in [0, 1]."""
         z_q = straight_through(self.vqgan.embed(self.vqgan.nearest(self.z)), self.z)  # (1, C, h, w)
         return clamp_with_grad(self.vqgan.decode(z_q))
@@ -65,6 +66,16 @@ class VQLatent(nn.Module):
     def decode(self, codes: Tensor) -> Tensor:
         """The picture of a grid of codes (h, w): (3, H, W) in [0, 1]."""
         return self.vqgan.decode(self.vqgan.embed(codes[None]))[0].clamp(0, 1)
+
+    def state(self) -> dict[str, Tensor]:
+        """Copies of what changes, and of the start, whose picture may be gone by the time it is needed again."""
+        return {"z": self.z.detach().clone(), "start": self.start.clone(), "average": self.average.clone()}
+
+    @torch.no_grad()
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Go back to where `state` was taken."""
+        for name, value in state.items():
+            getattr(self, name).copy_(value)
 
 
 def random_start(vqgan: VQGAN, w: int, h: int, generator: torch.Generator) -> Tensor:

@@ -60,6 +60,7 @@ class PromptLoss:
     def __init__(self, perceptor: Perceptor, prompts: Sequence[Prompt], cutouts: Cutouts, chunk: int = 0,
                  pictures: Sequence[tuple[Prompt, Tensor]] = ()):  # fmt: skip
         self.perceptor, self.cutouts, self.chunk = perceptor, cutouts, chunk
+        self.texts = len(prompts)  # the first so many prompts are words, the others pictures
         embedded = [perceptor.encode_text([prompt.text]) for prompt in prompts]
         with torch.no_grad():
             embedded += [perceptor.encode_image(cutouts(picture)) for _, picture in pictures]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import MISSING, Field, asdict, dataclass, field, fields
+from dataclasses import Field, asdict, dataclass, field, fields
 from dataclasses import replace as replace_fields
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,8 @@ class Settings:
     vqgan: str = _setting("embedded", "the painter: `embedded`, or a checkpoint's name or path")
     clip: str = _setting("embedded", "the judge: `embedded`, a name or path; several as `A + B`")
     init_image: str = _setting("", "a picture to start from: a path or a URL")
-    start: str = _setting("random", "without a picture, start from random codes or the mean code", choices=("random", "mean"))
+    start: str = _setting("random", "without a picture: `random` codes, or the `mean` code everywhere",
+                          choices=("random", "mean"))  # fmt: skip
     init_weight: float = _setting(0.0, "how strongly to stay close to the start", 0, 1000)
     init_decay: int = _setting(0, "steps over which that hold lets go; 0 keeps it", 0, 1_000_000)
     optimizer: str = _setting("adam", "how z moves: Crowson's `adam`, or `momentum` over the whole latent",
@@ -65,6 +66,10 @@ class Settings:
     def __post_init__(self):
         for spec in fields(self):
             object.__setattr__(self, spec.name, _valid(spec, getattr(self, spec.name)))
+        # Prompts say what is wrong with them in their own words, before anything is loaded.
+        for text in (self.image_prompts, self.losses, self.prompts or not self.image_prompts and " "):
+            if text:
+                prompt_language.parse(text)
 
     def replace(self, **changes: Any) -> Settings:
         """These settings with some changed; raises SettingsError for an unknown name or a bad value."""
@@ -141,7 +146,7 @@ def _range(spec: Field) -> str:
     low, high, choices = (spec.metadata[key] for key in ("low", "high", "choices"))
     if choices:
         return ", ".join(choices)
-    return f"{low:g} to {high:g}" if math.isfinite(low) else ""
+    return f"{low:.12g} to {high:.12g}" if math.isfinite(low) else ""
 
 
 def _valid(spec: Field, value: Any) -> Any:
@@ -158,8 +163,6 @@ def _valid(spec: Field, value: Any) -> Any:
         raise SettingsError(f"{spec.name}={value!r} is out of range{_allowed(spec)}")
     if kind is str and "\0" in converted:
         raise SettingsError(f"{spec.name} holds a null character; take it out")
-    if spec.name == "prompts":
-        prompt_language.parse(converted)  # says what is wrong in its own words, before anything is loaded
     return converted
 
 

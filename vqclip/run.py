@@ -1,0 +1,261 @@
+"""The loop: an optimisation is an iterator of frames.
+
+    for frame in vqclip.generate("desert:50 | snow:25", steps=300, seed=7):
+        frame.pil.save(f"{frame.step:04}.png")
+
+`generate` builds a `Run` from plain words; a `Run` makes one step at each `next()` and is at rest in between, when
+weights, learning rate or the latent itself may be changed. Whoever wants to record, show or stop just iterates.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from . import prompts as prompt_language
+from .cutouts import AUGMENTS, Augment, Cutouts
+from .images import load_image, to_pil
+from .latent import STARTS, VQLatent
+from .losses import LOSSES, PromptLoss
+from .optim import OPTIMIZERS
+from .perceptor import Perceptor, load_clip
+from .settings import Settings, SettingsError
+from .vqgan import VQGAN, load_vqgan
+
+
+class NotFinite(ArithmeticError):
+    """A loss or a latent became NaN or infinite: the run stops before the step is taken."""
+
+
+@dataclass
+class Frame:
+    """One step of a run, as it was when its losses were measured; frame 0 is the start.
+
+    Attributes:
+        step: from 0 to the run's `steps`.
+        codes: the grid of codes shown (h, w).
+        losses: each loss by name, a scalar tensor.
+        similarity: the cosine to each prompt, by its text; the mean over cutouts and perceptors.
+        size: width and height that were asked for.
+        decode: what makes a picture (3, H, W) of codes.
+        measured: the picture, where it is at hand already.
+    """
+
+    step: int
+    codes: Tensor
+    losses: dict[str, Tensor]
+    similarity: dict[str, float]
+    size: tuple[int, int]
+    decode: Callable[[Tensor], Tensor]
+    measured: Tensor | None = None
+
+    @cached_property
+    def image(self) -> Tensor:
+        """The picture (3, H, W) in [0, 1], on the run's device, as large as the latent makes it."""
+        return self.decode(self.codes) if self.measured is None else self.measured
+
+    @property
+    def pil(self) -> Image.Image:
+        """The picture for people, cropped to the size that was asked for."""
+        return to_pil(crop_to(self.image, self.size))
+
+
+def crop_to(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """The middle `size` = (width, height) of an image (..., H, W)."""
+    width, height = size
+    top, left = (image.shape[-2] - height) // 2, (image.shape[-1] - width) // 2
+    return image[..., top : top + height, left : left + width]
+
+
+class Run:
+    """An optimisation in progress: `next()` makes one step; between frames it is at rest.
+
+    An object rather than a generator function, because a KeyboardInterrupt ends a generator for good, and this goes
+    on at the next `next()`. It yields `steps + 1` frames, the start included. All of these may be changed at rest:
+
+    Attributes:
+        steps: after this frame the iteration ends; raise it and it goes on.
+        step: the number of the next frame.
+        latent: the parameters, see `latent.py`.
+        losses: functions `loss(image) -> scalar` by name, each with its weight.
+        optimizer: a torch optimiser over the latent's parameters.
+        settings: what it was built from.
+    """
+
+    def __init__(self, latent: VQLatent, losses: dict[str, tuple[float, Callable[[Tensor], Tensor]]],
+                 optimizer: torch.optim.Optimizer, steps: int, settings: Settings):  # fmt: skip
+        self.latent, self.losses, self.optimizer = latent, losses, optimizer
+        self.steps, self.settings, self.step = steps, settings, 0
+
+    def __iter__(self) -> Run:
+        return self
+
+    def __next__(self) -> Frame:
+        if self.step > self.steps:
+            raise StopIteration
+        before = self.state()
+        try:
+            return self._advance()
+        except BaseException:  # an interrupt too: at rest means at rest, whatever happened
+            self.restore(before)
+            raise
+
+    def _advance(self) -> Frame:
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.enable_grad():
+            image = self.latent()  # (1, 3, H, W)
+            losses = {name: weight * loss(image) for name, (weight, loss) in self.losses.items()}
+            pull = self.latent.pull(self.step)
+            if pull is not None:
+                losses["init"] = pull
+            sum(losses.values()).backward()
+        losses = {name: loss.detach() for name, loss in losses.items()}
+        self._check(losses)
+        measured = None if self.latent.ema else image.detach()[0]  # (3, H, W)
+        frame = Frame(self.step, self.latent.codes(self.step), losses, self._similarity(), self.settings.size,
+                      self.latent.decode, measured)  # fmt: skip
+        self.optimizer.step()
+        self.latent.project_()
+        self.step += 1
+        return frame
+
+    def _check(self, losses: dict[str, Tensor]) -> None:
+        for name, value in (*losses.items(), ("gradient", self.latent.z.grad.sum())):
+            if not torch.isfinite(value):
+                raise NotFinite(
+                    f"at step {self.step} the {name} became {value.item()}, so this step was not taken; what was made "
+                    f"until here is kept. A smaller lr (now {self.optimizer.param_groups[0]['lr']:g}) or "
+                    "precision=float32 usually helps"
+                )
+
+    def _similarity(self) -> dict[str, float]:
+        """Mean cosine to each prompt over the perceptors."""
+        judges = [loss for _, loss in self._judges()]
+        values = torch.stack([loss.similarity for loss in judges]).mean(0).tolist()
+        return {prompt.text: value for prompt, value in zip(judges[0].prompts, values, strict=True)}
+
+    def _judges(self) -> list[tuple[str, PromptLoss]]:
+        return [(name, loss) for name, (_, loss) in self.losses.items() if isinstance(loss, PromptLoss)]
+
+    def state(self) -> dict[str, Any]:
+        """Copies of all that the next frames depend on, as plain data and tensors: what `restore` takes."""
+        return {
+            "step": self.step,
+            "latent": self.latent.state(),
+            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
+            "cutouts": {name: loss.cutouts.state() for name, loss in self._judges()},
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go back to where `state` was taken; from there the frames are the same bit for bit on a CPU."""
+        self.step = state["step"]
+        self.latent.restore(state["latent"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for name, generators in state["cutouts"].items():
+            self.losses[name][1].cutouts.restore(generators)
+
+
+def generate(prompts: str | Sequence | None = None, vqgan: VQGAN | str | Path | None = None,
+             clip: Perceptor | str | Path | Sequence | None = None, *, settings: Settings | None = None,
+             root: str | Path = ".", **changes: Any) -> Run:  # fmt: skip
+    """Set up a run: nothing is painted until it is iterated.
+
+    Args:
+        prompts: as in `prompts.parse`; None takes the settings'.
+        vqgan: a loaded painter, or what `load_vqgan` takes; None takes the settings'.
+        clip: a loaded judge, or what `load_clip` takes, or a list of either; None takes the settings'.
+        settings: to begin with; defaults where it is not given.
+        root: the folder in which checkpoints are looked for by name.
+        changes: any field of `Settings` by name, such as size=(512, 384), steps=300, seed=7.
+    Raises:
+        SettingsError, PromptError, ImageError, CheckpointError: each says what was wrong and what to do.
+    """
+    if prompts is not None:
+        changes["prompts"] = prompts if isinstance(prompts, str) else prompt_language.format_prompts(
+            prompt_language.parse(prompts))  # fmt: skip
+    settings = (settings or Settings()).replace(**changes)
+    device = _device(settings.device)
+    painter = vqgan if isinstance(vqgan, VQGAN) else load_vqgan(vqgan or settings.vqgan, device, root)
+    wanted = clip if isinstance(clip, (list, tuple)) else [clip or part.strip() for part in settings.clip.split("+")]
+    judges = [
+        load_clip(judge, device, settings.precision, root) if isinstance(judge, (str, Path)) else judge
+        for judge in wanted
+    ]
+    settings = settings.replace(vqgan=painter.name, clip=" + ".join(judge.name for judge in judges))
+    w, h = painter.grid(*settings.size)
+    with torch.no_grad():
+        if settings.init_image:
+            picture = load_image(settings.init_image, (w * painter.f, h * painter.f))
+            start = painter.encode(picture.to(device))  # (1, h, w)
+        else:
+            start = STARTS[settings.start](painter, w, h, torch.Generator().manual_seed(_seed(settings, "start")))
+    latent = VQLatent(painter, start, settings.init_weight, settings.init_decay, settings.ema)
+    losses = {judge.name: (1 / len(judges), _prompt_loss(judge, settings, device)) for judge in judges}
+    for like in prompt_language.parse(settings.losses) if settings.losses else ():
+        if like.text not in LOSSES:
+            raise SettingsError(f"losses={settings.losses!r}: there is no {like.text!r}; choose {', '.join(LOSSES)}")
+        losses[like.text] = like.weight, LOSSES[like.text]
+    optimizer = OPTIMIZERS[settings.optimizer](latent.parameters(), lr=settings.lr)
+    return Run(latent, losses, optimizer, settings.steps, settings)
+
+
+def _prompt_loss(judge: Perceptor, settings: Settings, device: torch.device) -> PromptLoss:
+    cutouts = Cutouts(judge.size, settings.cutouts, settings.cut_pow, _augment(settings),
+                      settings.cutter == "pooled", _seed(settings, judge.name), device)  # fmt: skip
+    texts = prompt_language.parse(settings.prompts) if settings.prompts else ()
+    pictures = prompt_language.parse(settings.image_prompts) if settings.image_prompts else ()
+    shares = prompt_language.normalise((*texts, *pictures))
+    images = [load_image(picture.text).to(device) for picture in pictures]
+    return PromptLoss(judge, shares[: len(texts)], cutouts, settings.chunk,
+                      list(zip(shares[len(texts) :], images, strict=True)))  # fmt: skip
+
+
+def _augment(settings: Settings) -> Augment:
+    how = AUGMENTS[settings.augment]
+    return how if settings.noise < 0 else dataclasses.replace(how, noise=settings.noise)
+
+
+def _seed(settings: Settings, stream: str) -> int:
+    """A seed of its own for each stream of random numbers, so that none moves when another draws more."""
+    return (settings.seed * 0x9E3779B97F4A7C15 + zlib.crc32(stream.encode())) % 2**63
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise SettingsError(f"device={name!r} is not on this machine: choose auto or cpu") from error
+
+
+def echo(run: Run) -> str:
+    """What was understood, for people: each prompt's share, tokens used and cut off, the real size."""
+    judges = [loss for _, loss in run._judges()]
+    lines = [prompt_language.describe(judges[0].prompts)]
+    for judge in judges:
+        if hasattr(judge.perceptor, "tokens"):  # OpenAI's have; a perceptor need not
+            lines.append(_tokens_used(judge))
+    vqgan, asked = run.latent.vqgan, run.settings.size
+    real = tuple(side * vqgan.f for side in vqgan.grid(*asked))
+    if real != asked:
+        lines.append(f"painted at {real[0]}x{real[1]}, whole codes of {vqgan.f}, and cropped to {asked[0]}x{asked[1]}")
+    return "\n".join(lines)
+
+
+def _tokens_used(judge: PromptLoss) -> str:
+    """`embedded reads 77 tokens: desert 3 · snow 3`, and what was cut off."""
+    read = [(prompt.text, judge.perceptor.tokens(prompt.text)) for prompt in judge.prompts[: judge.texts]]
+    parts = [f"{text[:40]} {len(tokens.ids)}" + (f" (cut off: {tokens.cut[:60]} ...)" if tokens.cut else "")
+             for text, tokens in read]  # fmt: skip
+    return f"{judge.perceptor.name} reads {read[0][1].context if read else 77} tokens: {' · '.join(parts)}"

@@ -1,0 +1,284 @@
+"""A session: one run, one folder, from which nothing that was made is ever lost.
+
+    workspace/sessions/20261122-134501-desert-snow/
+        settings.yaml    what was chosen
+        about.json       versions, checkpoint hashes, machine
+        codes            the codes of every step (see codelog.py)
+        losses.jsonl     one line a step: losses and similarities
+        state            all that is needed to go on exactly: z, optimiser moments, generators
+        final.png        the last picture, with the recipe inside
+        video.mp4        when it was made
+
+Codes and losses are appended at every step; the state is replaced, whole, about once a second. After a crash the run
+goes on from the last state and paints the same frames again, bit for bit on a CPU.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import platform
+import re
+import time
+import warnings
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+
+from . import __version__
+from . import prompts as prompt_language
+from .codelog import CodeLog, CodesError
+from .files import atomic
+from .images import load_image, save_png
+from .run import Frame, Run, crop_to, generate
+from .settings import Settings
+from .vqgan import VQGAN, load_vqgan
+
+FORMAT = 1  # of the folder; raised when an older vqclip could not read it
+PAUSE = 1.0  # seconds between two states: what a crash may cost
+
+
+class SessionError(ValueError):
+    """A session that is missing, damaged, in use, of another version, or that cannot be written."""
+
+
+def workspace(path: str | Path | None = None) -> Path:
+    """The folder that everything lives in: the one given, else $VQCLIP_HOME, else `workspace` here. Made if need be."""
+    folder = Path(path or os.environ.get("VQCLIP_HOME") or "workspace")
+    try:
+        for name in ("checkpoints", "sessions"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SessionError(f"the workspace {folder} cannot be used ({error.strerror}): choose another") from error
+    return folder
+
+
+class Session:
+    """One run on disk.
+
+    Args:
+        path: its folder; see `create` for a new one and `latest` for the newest.
+    Raises:
+        SessionError: it is missing, damaged, or was made by a newer vqclip.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        if not (self.path / "about.json").is_file():
+            raise SessionError(f"{self.path} is not a session: give the folder that `vqclip generate` printed")
+        try:
+            self.about: dict[str, Any] = json.loads((self.path / "about.json").read_text("utf-8"))
+            version = self.about["format"]
+            if version != FORMAT:
+                raise SessionError(
+                    f"{self.path} has format {version}, made by vqclip {self.about.get('vqclip')}; this is vqclip "
+                    f"{__version__} and reads format {FORMAT}: install the version that made it"
+                )
+            self.settings = Settings.load(self.path / "settings.yaml")
+            self.codes = CodeLog(self.path / "codes")
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+            raise SessionError(f"{self.path / 'about.json'} is damaged ({error})") from error
+        except CodesError as error:
+            raise SessionError(str(error)) from error
+        self._lock = FileLock(self.path / ".lock", timeout=0)
+        self._recording: object | None = None  # tells the newest recording from ones that were left behind
+
+    @classmethod
+    def create(cls, workspace_path: str | Path, run: Run) -> Session:
+        """A new folder for a run, in which it can be recorded; no two runs ever get the same one."""
+        parent = workspace(workspace_path) / "sessions"
+        vqgan = run.latent.vqgan
+        try:
+            path = _new_folder(parent, run.settings)
+            about = {
+                "format": FORMAT, "vqclip": __version__, "torch": torch.__version__,
+                "python": platform.python_version(), "machine": platform.machine(),
+                "device": str(run.latent.z.device), "threads": torch.get_num_threads(),
+                "created": datetime.now().astimezone().isoformat(timespec="seconds"),
+                "checkpoints": _checkpoints(run),
+            }  # fmt: skip
+            run.settings.save(path / "settings.yaml")
+            for number, like in enumerate(_image_prompts(run.settings)):
+                save_png(path / f"image_prompt_{number}.png", load_image(like.text)[0])
+            CodeLog.create(path / "codes", *run.latent.z.shape[2:], len(vqgan.codebook))
+            (path / "losses.jsonl").touch()
+            _write_state(path, run)
+            with atomic(path / "about.json", "w") as file:  # last: a folder is a session once this is there
+                json.dump(about, file, indent=1)
+        except OSError as error:
+            raise SessionError(f"no session can be made in {parent} ({error.strerror}): choose another workspace or "
+                               "make room") from error  # fmt: skip
+        return cls(path)
+
+    @classmethod
+    def latest(cls, workspace_path: str | Path | None = None) -> Session:
+        """The newest session of a workspace."""
+        made = sorted((workspace(workspace_path) / "sessions").glob("*/about.json"), key=lambda p: p.stat().st_mtime)
+        if not made:
+            raise SessionError(f"there is no session in {workspace(workspace_path)} yet: paint one first")
+        return cls(made[-1].parent)
+
+    def record(self, run: Run) -> Iterator[Frame]:
+        """Iterate a run and keep every frame; yields the frames. Iterate again to go on after an interrupt.
+
+        Raises:
+            SessionError: another program records this session, or the disk is full; what was made is kept.
+        """
+        me = self._recording = object()
+        try:
+            self._lock.acquire()
+        except Timeout as error:
+            raise SessionError(f"{self.path} is being painted by another program: stop that one first") from error
+        try:
+            self._align(run)
+            saved = time.monotonic()
+            for frame in run:
+                self._append(frame)
+                self.last_frame = frame
+                if time.monotonic() - saved >= PAUSE:
+                    self._save(run)
+                    saved = time.monotonic()
+                yield frame
+        except OSError as error:
+            raise SessionError(
+                f"{self.path} cannot be written ({error.strerror}). All but the last second is kept: make room, then "
+                f"`vqclip continue {self.path}`"
+            ) from error
+        finally:
+            try:
+                if me is self._recording:
+                    self._close(run)
+            finally:
+                self._lock.release()
+
+    def resume(self, vqgan: VQGAN | None = None, clip: Any = None, root: str | Path | None = None) -> Run:
+        """The run as it stood when it was last saved, ready to be recorded further.
+
+        Args:
+            vqgan, clip: already loaded models, to save the time; else they are loaded as the settings say.
+            root: where checkpoints are looked for by name; by default the workspace's own folder.
+        Raises:
+            SessionError: the state is damaged, or a checkpoint is not the one the session began with.
+        """
+        state = self._read_state()
+        pictures = " | ".join(
+            prompt_language.format_prompts([prompt_language.Prompt(str(self.path / f"image_prompt_{number}.png"),
+                                                                   like.weight, like.stop)])
+            for number, like in enumerate(_image_prompts(self.settings))
+        )  # fmt: skip
+        # The start is in the state and the pictures are here: nothing outside the session is needed again.
+        settings = self.settings.replace(init_image="", image_prompts=pictures)
+        run = generate(vqgan=vqgan, clip=clip, settings=settings, root=root or self.checkpoints_folder)
+        run.settings = self.settings
+        for name, was in self.about["checkpoints"].items():
+            now = _checkpoints(run).get(name)
+            if was != now:
+                raise SessionError(f"{self.path} was begun with another {name!r} ({was} then, {now} now): put that "
+                                   "checkpoint back to go on")  # fmt: skip
+        if self.about["torch"] != torch.__version__ or self.about["threads"] != torch.get_num_threads():
+            warnings.warn("torch or its number of threads changed since: the run goes on, but bit for bit only with "
+                          f"torch {self.about['torch']} and {self.about['threads']} threads", stacklevel=2)  # fmt: skip
+        run.restore(state)
+        return run
+
+    @property
+    def checkpoints_folder(self) -> Path:
+        """Where this session's workspace keeps its checkpoints."""
+        return self.path.parent.parent / "checkpoints"
+
+    def decoder(self) -> VQGAN:
+        """The painter of this session, to make pictures of its codes."""
+        return load_vqgan(self.settings.vqgan, root=self.checkpoints_folder)
+
+    def losses(self) -> list[dict[str, Any]]:
+        """One dict a step: step, losses by name, similarity by prompt."""
+        lines = (self.path / "losses.jsonl").read_text("utf-8").splitlines()
+        return [json.loads(line) for line in lines[: len(self.codes)]]
+
+    def recipe(self) -> dict[str, Any]:
+        """All that is needed to repeat this run: what is put inside its pictures and videos."""
+        return {"settings": self.settings.to_dict(), "about": self.about, "steps_made": len(self.codes)}
+
+    def _append(self, frame: Frame) -> None:
+        self.codes.append(frame.step, frame.codes.cpu().numpy())
+        line = {"step": frame.step, "losses": {name: loss.item() for name, loss in frame.losses.items()},
+                "similarity": frame.similarity}  # fmt: skip
+        with open(self.path / "losses.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+    def _save(self, run: Run) -> None:
+        self.codes.sync()  # first, so that no state is ever ahead of its codes
+        _write_state(self.path, run)
+
+    def _close(self, run: Run) -> None:
+        """Keep the newest state and picture; an interrupt between a step and its record leaves the older state."""
+        if len(self.codes) == run.step:
+            self._save(run)
+        frame = getattr(self, "last_frame", None)
+        if frame is not None:
+            save_png(self.path / "final.png", crop_to(frame.image, frame.size), self.recipe())
+
+    def _align(self, run: Run) -> None:
+        """Bring the run and the files to the same step: that of the run if all is whole, else that of the state."""
+        if len(self.codes) != run.step:
+            state = self._read_state()
+            run.restore(state)
+        if len(self.codes) < run.step:
+            raise SessionError(f"{self.path} has {len(self.codes)} steps, its state is of step {run.step}: the codes "
+                               "were cut; make the video from what is left")  # fmt: skip
+        self.codes.truncate(run.step)
+        path = self.path / "losses.jsonl"
+        lines = path.read_text("utf-8", errors="replace").splitlines(keepends=True)
+        if len(lines) != run.step:
+            with atomic(path, "w") as file:
+                file.writelines(lines[: run.step])
+
+    def _read_state(self) -> dict[str, Any]:
+        path = self.path / "state"
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise SessionError(f"{path} cannot be read: the run cannot go on, but its video can be made") from error
+        digest, payload = data[:32], data[32:]
+        if hashlib.sha256(payload).digest() != digest:
+            raise SessionError(f"{path} is damaged: the run cannot go on, but `vqclip video {self.path}` still works, "
+                               "and --like with its picture begins anew")  # fmt: skip
+        return torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+
+
+def _write_state(path: Path, run: Run) -> None:
+    buffer = io.BytesIO()
+    torch.save(run.state(), buffer)
+    with atomic(path / "state") as file:
+        file.write(hashlib.sha256(buffer.getvalue()).digest())
+        file.write(buffer.getvalue())
+
+
+def _new_folder(parent: Path, settings: Settings) -> Path:
+    words = re.findall(r"\w+", " ".join(prompt.text for prompt in prompt_language.parse(settings.prompts or "picture")))
+    name = f"{datetime.now():%Y%m%d-%H%M%S}-{'-'.join(words)[:40].strip('-')}"
+    for number in range(1, 10_000):
+        path = parent / (name if number == 1 else f"{name}-{number}")
+        try:
+            path.mkdir()
+            return path
+        except FileExistsError:
+            continue
+    raise SessionError(f"too many sessions of the name {name} in {parent}: move some away")
+
+
+def _image_prompts(settings: Settings) -> Iterable[prompt_language.Prompt]:
+    return prompt_language.parse(settings.image_prompts) if settings.image_prompts else ()
+
+
+def _checkpoints(run: Run) -> dict[str, str | None]:
+    """The SHA-256 of every model of a run, by its name."""
+    judges = [loss.perceptor for _, loss in run.losses.values() if hasattr(loss, "perceptor")]
+    return {f"{kind} {model.name}": getattr(model, "sha256", None)
+            for kind, model in (("vqgan", run.latent.vqgan), *(("clip", judge) for judge in judges))}  # fmt: skip
