@@ -1,0 +1,41 @@
+# make demo    installs what it needs into .venv, paints `desert:50 | snow:25`, writes picture and MP4
+# make test    installs what it needs, checks style, runs the tests
+# make test-all   also the slow ones
+# PYTHON=python3.12 make ...   takes another Python (3.10 to 3.13)
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test test-all train lint clean
+
+demo: $(VENV)/installed
+	$(BIN)/vqclip generate "desert:50 | snow:25" --workspace workspace
+	$(BIN)/vqclip video --workspace workspace
+
+test: $(VENV)/installed-test lint
+	$(BIN)/python -m pytest
+
+test-all: $(VENV)/installed-test lint
+	$(BIN)/python -m pytest -m ""
+
+lint: $(VENV)/installed-test
+	$(BIN)/ruff check .
+
+train: $(VENV)/installed
+	$(BIN)/python -m training.train
+
+$(VENV)/installed: requirements.txt constraints.txt setup.py
+	$(PYTHON) -c "import sys; assert (3, 10) <= sys.version_info < (3, 14), 'vqclip needs Python 3.10 to 3.13'"
+	$(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV): a few minutes the first time, most of it is torch"
+	$(PIP) --editable .
+	touch $@
+
+$(VENV)/installed-test: $(VENV)/installed
+	$(PIP) --editable ".[test]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis

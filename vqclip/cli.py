@@ -1,0 +1,169 @@
+"""The command line: thin over the package, so that whatever a notebook can do, a terminal can.
+
+    vqclip generate "desert:50 | snow:25" size=256x256 steps=300     paint; the last line is the session's folder
+    vqclip continue SESSION [steps=500]                              go on, exactly
+    vqclip video SESSION [fps=30] [smooth=2]                         make the video of it
+    vqclip info FILE                                                 the recipe in a picture, video or session
+    vqclip settings                                                  all settings, their ranges and presets
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from . import __version__
+from .settings import PRESETS, Settings, SettingsError, table
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code. Errors meant for people go to stderr as one sentence, with code 2."""
+    arguments = _parser().parse_args(arguments)
+    warnings.showwarning = lambda message, *_: print(f"note: {message}", file=sys.stderr)
+    try:
+        return arguments.run(arguments) or 0
+    except (ValueError, ArithmeticError) as error:  # every error of ours is one of these
+        if type(error).__module__.partition(".")[0] != __package__:
+            raise
+        print(f"vqclip: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("vqclip", description="Type a prompt and watch a picture grow (VQGAN + CLIP).")
+    parser.add_argument("--version", action="version", version=f"vqclip {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True)
+    workspace = argparse.ArgumentParser(add_help=False)
+    workspace.add_argument("--workspace", metavar="DIR",
+                           help="where everything is kept (default: $VQCLIP_HOME or ./workspace)")  # fmt: skip
+
+    def command(run, name: str, help: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help, description=help, parents=[workspace])
+        sub.set_defaults(run=run)
+        return sub
+
+    sub = command(_generate, "generate", "paint a picture; the last line printed is the session's folder")
+    sub.add_argument("words", nargs="*", metavar="PROMPT key=value",
+                     help="the prompt, `text:weight:stop | text | ...`, and any settings; see `vqclip settings`")  # fmt: skip
+    sub.add_argument("--like", metavar="FILE", help="begin with the recipe inside a picture or video")
+    sub.add_argument("--settings", metavar="FILE", help="begin with a YAML file of settings")
+    sub.add_argument("--preset", choices=PRESETS, help="how long and how closely to look")
+    sub = command(_continue, "continue", "go on with a session exactly where it stood")
+    sub.add_argument("words", nargs="*", metavar="SESSION steps=N",
+                     help="its folder, or the newest if there is none given; and more steps than were planned")  # fmt: skip
+    sub = command(_video, "video", "make the video of a session")
+    sub.add_argument("words", nargs="*", metavar="SESSION key=value",
+                     help="its folder, or the newest if there is none given; and fps, length, min_fps, max_fps, first, "
+                     "last, hold, smooth, or path=FILE.mp4, .gif or .webp")  # fmt: skip
+    sub = command(_info, "info", "print the recipe inside a picture or video, or a session's")
+    sub.add_argument("file", type=Path, metavar="FILE")
+    command(_settings, "settings", "list all settings and presets")
+    return parser
+
+
+def _generate(arguments: argparse.Namespace) -> None:
+    prompt, changes = _split(arguments.words, Settings.__dataclass_fields__)
+    settings = Settings()
+    if arguments.like:
+        from .images import read_recipe
+
+        settings = Settings.from_dict(read_recipe(arguments.like)["settings"])
+    if arguments.settings:
+        settings = Settings.load(arguments.settings)
+    if arguments.preset:
+        settings = settings.preset(arguments.preset)
+    if prompt is not None:
+        settings = settings.replace(prompts=prompt)
+    elif not (arguments.like or arguments.settings):
+        raise SettingsError('there is no prompt: write it first, as in vqclip generate "desert:50 | snow:25"')
+    settings = settings.override(changes)
+    from .run import generate
+    from .session import Session, workspace
+
+    folder = workspace(arguments.workspace)
+    run = generate(settings=settings, root=folder / "checkpoints")
+    session = Session.create(folder, run)
+    _paint(session, run)
+
+
+def _continue(arguments: argparse.Namespace) -> None:
+    folder, changes = _split(arguments.words, {"steps"})
+    session = _session(folder, arguments.workspace)
+    run = session.resume()
+    for change in changes:
+        if not change.startswith("steps="):
+            raise SettingsError(f"{change!r} cannot change in a session: only steps can. To paint something else from "
+                                "here, use generate --like with its picture")  # fmt: skip
+        run.steps = session.settings.override([change]).steps
+    _paint(session, run)
+
+
+def _paint(session, run) -> None:
+    """Show a bar with every prompt's similarity; whatever happens, say where the session is."""
+    from .run import echo
+    from .watch import progress
+
+    print(echo(run))
+    try:
+        for _ in progress(session.record(run), run):
+            pass
+    except KeyboardInterrupt:
+        print(f"\npaused at step {run.step}; everything is kept. Go on with: vqclip continue {session.path}")
+        raise
+    except ArithmeticError:
+        print(f"what was made is in {session.path}", file=sys.stderr)
+        raise
+    print(f"picture: {session.path / 'final.png'}")
+    print(session.path)
+
+
+def _video(arguments: argparse.Namespace) -> None:
+    from .video import write_video
+
+    kinds = {"path": str, "fps": float, "length": float, "min_fps": float, "max_fps": float, "first": int, "last": int,
+             "hold": float, "smooth": int}  # fmt: skip
+    folder, changes = _split(arguments.words, kinds)
+    options = {}
+    for change in changes:
+        name, equals, text = change.partition("=")
+        if not equals or name not in kinds:
+            raise SettingsError(f"{change!r} is no setting of a video: choose {', '.join(kinds)}, as in fps=30")
+        try:
+            options[name] = kinds[name](text)
+        except ValueError:
+            raise SettingsError(f"{change!r}: {name} must be a number") from None
+    print(write_video(_session(folder, arguments.workspace), options.pop("path", None), **options))
+
+
+def _info(arguments: argparse.Namespace) -> None:
+    from .images import read_recipe
+    from .session import Session
+
+    recipe = Session(arguments.file).recipe() if arguments.file.is_dir() else read_recipe(arguments.file)
+    print(json.dumps(recipe, indent=1, ensure_ascii=False))
+
+
+def _settings(arguments: argparse.Namespace) -> None:
+    for name, default, allowed, help in table():
+        print(f"{name:<14}{default:<22}{help}{f' ({allowed})' if allowed else ''}")
+    for name, changes in PRESETS.items():
+        print(f"--preset {name:<6}{' '.join(f'{key}={value}' for key, value in changes.items())}")
+
+
+def _split(words: list[str], names: Iterable[str]) -> tuple[str | None, list[str]]:
+    """The first word, unless it is a `name=value` already, and the others."""
+    if words and words[0].partition("=")[0] not in names:
+        return words[0], words[1:]
+    return None, words
+
+
+def _session(folder: str | None, workspace: str | None):
+    from .session import Session
+
+    return Session(folder) if folder else Session.latest(workspace)
