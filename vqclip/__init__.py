@@ -21,7 +21,7 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Prompt": "prompts", "PromptError": "prompts", "parse": "prompts",
+    "Prompt": "prompts", "PromptError": "prompts", "parse": "prompts", "describe": "prompts",
     "Settings": "settings", "SettingsError": "settings",
     "load_image": "images", "save_png": "images", "read_recipe": "images", "ImageError": "images",
     "CheckpointError": "checkpoints",
@@ -31,8 +31,9 @@ _HOMES = {
     "Cutouts": "cutouts", "AUGMENTS": "cutouts",
     "LOSSES": "losses", "PromptLoss": "losses",
     "Frame": "run", "Run": "run", "generate": "run", "echo": "run",
-    "Session": "session", "SessionError": "session",
+    "Session": "session", "SessionError": "session", "workspace": "session",
     "write_video": "video",
+    "preview": "watch", "progress": "watch", "show_video": "watch",
 }  # fmt: skip
 
 __all__ = [*_HOMES, "__version__"]

@@ -50,13 +50,13 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command(_generate, "generate", "paint a picture; the last line printed is the session's folder")
     sub.add_argument("words", nargs="*", metavar="PROMPT key=value",
-                     help="the prompt, `text:weight:stop | text | ...`, and any settings; see `vqclip settings`")  # fmt: skip
+                     help="the prompt, `text:weight:stop | ...`, and any settings; see `vqclip settings`")  # fmt: skip
     sub.add_argument("--like", metavar="FILE", help="begin with the recipe inside a picture or video")
     sub.add_argument("--settings", metavar="FILE", help="begin with a YAML file of settings")
     sub.add_argument("--preset", choices=PRESETS, help="how long and how closely to look")
     sub = command(_continue, "continue", "go on with a session exactly where it stood")
     sub.add_argument("words", nargs="*", metavar="SESSION steps=N",
-                     help="its folder, or the newest if there is none given; and more steps than were planned")  # fmt: skip
+                     help="its folder, or the newest if none is given; and more steps than planned")  # fmt: skip
     sub = command(_video, "video", "make the video of a session")
     sub.add_argument("words", nargs="*", metavar="SESSION key=value",
                      help="its folder, or the newest if there is none given; and fps, length, min_fps, max_fps, first, "

@@ -109,8 +109,13 @@ class Settings:
             file.write(OmegaConf.to_yaml(self.to_dict()).encode())
 
     @classmethod
-    def load(cls, path: str | Path) -> Settings:
-        """Read YAML; raises SettingsError when the file is missing or is no list of settings."""
+    def load(cls, path: str | Path, missing_ok: bool = False) -> Settings:
+        """Read YAML; raises SettingsError when the file is no list of settings.
+
+        A missing file is an error too, unless `missing_ok`: then all settings have their defaults.
+        """
+        if missing_ok and not Path(path).exists():
+            return cls()
         try:
             data = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
         except FileNotFoundError as error:

@@ -2,18 +2,22 @@
 
     for frame in progress(session.record(run), run): ...        a bar, in a terminal or a notebook
     for frame in preview(session.record(run)): ...              the growing picture, in a notebook
+    show_video(path)                                            a video, playing in the notebook's page
 """
 
 from __future__ import annotations
 
+import base64
 import io
 import time
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from tqdm.auto import tqdm
 
 from .run import Frame, Run
 
+EMBEDDED = 8_000_000  # bytes of video that may go into a page; more disconnects Colab
 INTERVAL = 0.3  # seconds between two pictures: as often as an eye wants, and nothing piles up in the browser
 
 
@@ -52,3 +56,17 @@ def _jpeg(frame: Frame) -> bytes:
     buffer = io.BytesIO()
     frame.pil.save(buffer, "JPEG", quality=85)
     return buffer.getvalue()
+
+
+def show_video(path: str | Path) -> None:
+    """Play an MP4 in the notebook's page; one too large for a page is named instead."""
+    from IPython.display import HTML, display
+
+    data = Path(path).read_bytes()
+    if len(data) > EMBEDDED:
+        print(f"{path} has {len(data) / 1e6:.0f} MB, too much for this page: open the file itself")
+        return
+    source = base64.b64encode(data).decode()
+    # A plain tag, because Jupyter's own Video is emptied when a notebook is opened again untrusted.
+    display(HTML(f'<video controls loop width="512" src="data:video/mp4;base64,{source}"></video>'))
+    print(path)

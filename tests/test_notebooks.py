@@ -1,0 +1,65 @@
+"""Every notebook runs from top to bottom, as a user's Run All does, and hands over to the next through the workspace."""
+
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+from vqclip import Session
+
+NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
+QUICK = {"steps": 3, "width": 64, "height": 64, "preset": "draft", "length": 1}
+
+
+def run_all(name: str, **parameters) -> str:
+    """Execute a notebook with values put after its `parameters` cell; returns all that it printed."""
+    notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
+    values = "\n".join(f"{key} = {value!r}" for key, value in parameters.items())
+    for at, cell in enumerate(notebook.cells):
+        if "parameters" in cell.metadata.get("tags", ()):
+            notebook.cells.insert(at + 1, nbformat.v4.new_code_cell(values))
+            break
+    NotebookClient(notebook, timeout=300, kernel_name="python3", store_widget_state=False,
+                   resources={"metadata": {"path": NOTEBOOKS}}).execute()  # fmt: skip
+    outputs = (output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs)
+    return "".join(output.get("text", "") or str(output.get("data", "")) for output in outputs)
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("VQCLIP_HOME", str(tmp_path / "workspace"))
+    return tmp_path / "workspace"
+
+
+def test_the_suite_paints_a_picture_and_its_video(home):
+    assert "vqclip" in run_all("01_install")
+    assert "codes" in run_all("02_checkpoint")
+    assert "desert 67 % · snow 33 %" in run_all("03_parameters", **QUICK)
+    run_all("04_run")
+    session = Session.latest(home)
+    assert len(session.codes) == 4 and (session.path / "final.png").exists()
+    assert "<video" in run_all("05_video", length=1, smooth=1)
+    assert (session.path / "video.mp4").stat().st_size > 1000
+
+
+def test_the_studio_does_it_all(home):
+    assert "<video" in run_all("00_studio", **QUICK)
+    assert (Session.latest(home).path / "video.mp4").exists()
+
+
+def test_an_error_reaches_the_cell(home):
+    with pytest.raises(CellExecutionError, match="size"):
+        run_all("00_studio", **QUICK | {"width": 0})
+
+
+@pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_notebooks_are_kept_clean(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    assert "widgets" not in notebook.metadata
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            assert cell.outputs == [] and cell.execution_count is None
+            assert not any(line.startswith(("def ", "class ")) for line in cell.source.splitlines())
