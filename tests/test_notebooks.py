@@ -1,4 +1,4 @@
-"""Every notebook runs from top to bottom, as a user's Run All does, and hands over to the next through the workspace."""
+"""Every notebook runs from top to bottom, as Run All does, and hands over to the next through the workspace."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from nbclient.exceptions import CellExecutionError
 from vqclip import Session
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
-QUICK = {"steps": 3, "width": 64, "height": 64, "preset": "draft", "length": 1}
+QUICK = {"steps": 3, "width": 64, "height": 64, "cutouts": 4, "length": 1}
 
 
 def run_all(name: str, **parameters) -> str:
