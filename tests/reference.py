@@ -91,6 +91,12 @@ def codebook_box(codebook):
     return low.view(1, -1, 1, 1), high.view(1, -1, 1, 1)
 
 
+def clamp_to_box(z, codebook):
+    """Each channel of z (1,C,h,w) brought between its smallest and its largest value in the codebook."""
+    low, high = codebook_box(codebook)
+    return torch.minimum(torch.maximum(z, low), high)
+
+
 def picture(z_q, decode):
     """Decode to [-1,1], move to [0,1], clamp with gradient: (1,3,H,W)."""
     return ClampWithGrad.apply((decode(z_q) + 1) / 2, 0, 1)
@@ -297,8 +303,7 @@ def iterate(
 
     after = optimizer.step(z.detach(), grad)
     if box:
-        low, high = codebook_box(codebook)
-        after = torch.minimum(torch.maximum(after, low), high)
+        after = clamp_to_box(after, codebook)
     return Iteration(
         image=image.detach(),
         codes=nearest_codes(z.detach(), codebook),

@@ -276,6 +276,10 @@ def clip(kind="vit", seed=0, dtype=torch.float32):
     unsettle(model, generator)
     if kind == "rn":
         _settle_statistics(model.visual, torch.randn((16, 3, 64, 64), generator=generator))
+    if dtype == torch.float64:  # OpenAI's LayerNorm computes in float32 whatever it is given
+        for part in model.modules():
+            if isinstance(part, nn.LayerNorm):
+                part.__class__ = nn.LayerNorm
     return model.eval().requires_grad_(False).to(dtype)
 
 
