@@ -19,8 +19,8 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from vqclip import metadata
-from vqclip.files import atomic
+from . import metadata
+from .files import atomic
 
 MAX_PIXELS = (
     100_000_000  # 300 MB as RGB; a larger picture gains nothing for a latent of at most a few thousand

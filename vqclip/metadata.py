@@ -13,7 +13,7 @@ from pathlib import Path
 import imageio_ffmpeg
 from PIL import Image, PngImagePlugin
 
-from vqclip.files import atomic
+from .files import atomic
 
 PNG_KEY = "vqclip"
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm")
