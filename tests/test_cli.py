@@ -1,0 +1,106 @@
+"""The command line does what a notebook does, and says what went wrong in one sentence."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import tiny
+
+from vqclip import Session
+from vqclip.cli import main
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A workspace with tiny checkpoints called `painter` and `judge`."""
+    folder = tmp_path_factory.mktemp("home")
+    (folder / "checkpoints").mkdir()
+    painter, judge = tiny.vqgan(), tiny.clip("vit")
+    tiny.write_safetensors(folder / "checkpoints" / "painter.safetensors", painter)
+    tiny.write_yaml(folder / "checkpoints" / "painter.yaml", painter)
+    tiny.write_clip_safetensors(folder / "checkpoints" / "judge.safetensors", judge)
+    return folder
+
+
+@pytest.fixture
+def vqclip(home, capsys):
+    """Run a command in that workspace: (exit code, stdout, stderr)."""
+
+    def run(*words):
+        code = main([*words, "--workspace", str(home)])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+TINY = "vqgan=painter", "clip=judge", "size=32x32", "steps=3", "cutouts=4"
+
+
+def test_a_prompt_becomes_a_picture_a_video_and_more_steps(vqclip):
+    code, out, _ = vqclip("generate", "desert:50 | snow:25", *TINY)
+    folder = out.splitlines()[-1]
+    assert code == 0 and "desert 67 % · snow 33 %" in out
+    assert len(Session(folder).codes) == 4
+
+    code, out, _ = vqclip("continue", folder, "steps=5")
+    assert code == 0 and len(Session(folder).codes) == 6
+
+    code, out, _ = vqclip("video", "fps=5")  # of the newest session
+    assert code == 0 and out.strip().splitlines()[-1].endswith("video.mp4")
+
+    for file in (f"{folder}/final.png", f"{folder}/video.mp4", folder):
+        code, out, _ = vqclip("info", file)
+        assert code == 0 and json.loads(out)["settings"]["prompts"] == "desert:50 | snow:25"
+
+
+def test_a_picture_is_recipe_enough(vqclip):
+    first = vqclip("generate", "desert", *TINY, "seed=3")[1].splitlines()[-1]
+    again = vqclip("generate", "--like", f"{first}/final.png")[1].splitlines()[-1]
+    other = vqclip("generate", "--like", f"{first}/final.png", "seed=4")[1].splitlines()[-1]
+    assert first != again
+    assert (Session(first).codes.read() == Session(again).codes.read()).all()
+    assert (Session(first).codes.read() != Session(other).codes.read()).any()
+
+
+def test_settings_lists_every_setting(vqclip):
+    code, out, _ = vqclip("settings")
+    assert code == 0 and all(name in out for name in ("prompts", "cutouts", "--preset draft"))
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["generate", "a", "size=0"], "size='0'"),
+        (["generate", "a", "step=3"], "'step'"),
+        (["generate", "a", "nonsense"], "'nonsense'"),
+        (["generate"], "no prompt"),
+        (["generate", " | "], "empty"),
+        (["generate", "a:1e999"], "1e999"),
+        (["generate", "a", "vqgan=nowhere"], "nowhere"),
+        (["generate", "a", "init_image=nowhere.png", *TINY], "nowhere.png"),
+        (["generate", "--like", "nowhere.png"], "nowhere.png"),
+        (["generate", "--settings", "nowhere.yaml"], "nowhere.yaml"),
+        (["generate", "a", "losses=tvv:1", *TINY], "tvv"),
+        (["generate", "a", "device=abacus", *TINY], "abacus"),
+        (["continue", "nowhere"], "nowhere"),
+        (["video", "nowhere"], "nowhere"),
+        (["video", "nowhere", "speed=3"], "speed"),
+        (["info", "nowhere.png"], "nowhere.png"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_sentence(vqclip, words, said):
+    code, out, err = vqclip(*words)
+    last = err.strip().splitlines()[-1]
+    assert code == 2 and last.startswith("vqclip: ") and said in last, (out, err)
+
+
+def test_importing_loads_nothing_heavy():
+    code = "import sys, vqclip; print([m for m in ('torch', 'ipywidgets', 'pytorch_lightning') if m in sys.modules])"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+def test_painting_needs_neither_widgets_nor_lightning():
+    code = "import sys, vqclip.run, vqclip.session, vqclip.video, vqclip.cli; " \
+           "print([m for m in ('ipywidgets', 'pytorch_lightning', 'torchvision') if m in sys.modules])"  # fmt: skip
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
