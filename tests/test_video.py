@@ -128,6 +128,21 @@ def test_gif_and_webp(tmp_path, suffix, fps):
         assert image.info.get("loop") == 0  # for ever
 
 
+@pytest.mark.parametrize("suffix", ["mp4", "gif", "webp"])
+@pytest.mark.parametrize("frames", [1, 4])
+def test_nothing_moves(tmp_path, suffix, frames):
+    """One frame, or frames that are all alike, of which a WebP keeps but one."""
+    path = write_video([solid(99)] * frames, tmp_path / f"a.{suffix}", fps=10, recipe=RECIPE, progress=False)
+    assert read_recipe(path) == RECIPE
+    if suffix == "mp4":
+        shown = frames_of(path)[0]
+        assert len(shown) == frames
+    else:
+        with Image.open(path) as image:
+            shown = [np.asarray(image.convert("RGB"))]
+    assert abs(shown[0].astype(int) - 99).max() <= 4
+
+
 def test_gif_frames_have_palettes_of_their_own(tmp_path):
     """256 reds, then 256 blues: one palette for both would have to halve them."""
     level = np.arange(256, dtype=np.uint8).reshape(16, 16)

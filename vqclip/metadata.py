@@ -70,15 +70,23 @@ def _embed_webp(path: Path, data: bytes) -> None:
     exif[_IMAGE_DESCRIPTION] = data.decode("ascii")
     payload = exif.tobytes().removeprefix(b"Exif\0\0")
     chunk = b"EXIF" + struct.pack("<I", len(payload)) + payload + b"\0" * (len(payload) % 2)
+    with Image.open(path) as image:
+        canvas = b"".join((side - 1).to_bytes(3, "little") for side in image.size)
     with open(path, "rb") as source, atomic(path) as out:
-        header = bytearray(source.read(30))
-        if header[:4] + header[8:16] != b"RIFFWEBPVP8X":
-            raise ValueError(f"{path} is not an extended WebP file")
-        header[4:8] = struct.pack("<I", struct.unpack("<I", header[4:8])[0] + len(chunk))
-        header[20] |= 0x08
-        out.write(header)
+        source.seek(12)
+        extended = bytearray(source.read(18))
+        if (
+            extended[:4] != b"VP8X"
+        ):  # what is left of an animation of equal frames: a picture without this header
+            source.seek(12)
+            extended = bytearray(b"VP8X" + struct.pack("<II", 10, 0) + canvas)
+        extended[8] |= 0x08
+        out.write(bytes(12) + extended)
         shutil.copyfileobj(source, out)
         out.write(chunk)
+        size = out.tell() - 8
+        out.seek(0)
+        out.write(b"RIFF" + struct.pack("<I", size) + b"WEBP")
 
 
 def _video_comment(path: Path) -> str | None:

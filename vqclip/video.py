@@ -169,11 +169,10 @@ def write_video(source: Any, path: str | os.PathLike | None = None, *, fps: floa
 def _picked(frames: Iterator[Any], video: Plan) -> Iterator[np.ndarray]:
     position = 0
     for picture, _ in video.shown():
-        for frame in islice(frames, picture - position, None):
-            yield _pixels(frame)
-            break
-        else:
+        frame = next(islice(frames, picture - position, None), None)
+        if frame is None:
             return
+        yield _pixels(frame)
         position = picture + 1
 
 
