@@ -123,6 +123,34 @@ def test_the_clip_embeds_like_openais(name, models, figures):
     assert max(errors.values()) < 1e-5
 
 
+@pytest.mark.parametrize("layout", ["lightning", "legacy", "net2net"])
+@pytest.mark.parametrize("name", ["vq-f2", "gumbel-f4"])
+def test_published_checkpoints_hold_the_same_vqgan(name, layout, models, tmp_path):
+    original, vqgan = models[name, torch.float32]
+    path = tmp_path / "last.ckpt"
+    tiny.write_ckpt(path, original, net2net=layout == "net2net", legacy=layout == "legacy")
+    tiny.write_yaml(path.with_suffix(".yaml"), original, net2net=layout == "net2net")
+    loaded = vqclip.load_vqgan(path)
+    image = torch.rand((1, 3, 16, 24), generator=torch.Generator().manual_seed(1))
+    codes = loaded.encode(image)
+    assert torch.equal(codes, original.codes(image * 2 - 1))
+    assert torch.equal(loaded.decode(loaded.embed(codes)), vqgan.decode(vqgan.embed(codes)))
+
+
+@pytest.mark.parametrize("kind", ["vit", "rn"])
+def test_a_published_clip_holds_the_same_network(kind, tmp_path):
+    """OpenAI's files are TorchScript archives in float16."""
+    original = tiny.clip(kind)
+    tiny.write_clip_pt(tmp_path / "clip.pt", original)
+    loaded = vqclip.load_clip(tmp_path / "clip.pt")
+    rounded = original.half().float()
+    cuts = torch.rand((3, 3, loaded.size, loaded.size), generator=torch.Generator().manual_seed(1))
+    theirs = F.normalize(ref.clip_embeddings(cuts, rounded.encode_image), dim=1)
+    assert relative(loaded.encode_image(cuts), theirs) < 1e-5
+    words = F.normalize(rounded.encode_text(tiny.tokenize(["a desert"])), dim=1)
+    assert relative(loaded.encode_text(["a desert"]), words) < 1e-5
+
+
 # The cutter
 
 
