@@ -245,9 +245,9 @@ CASES = [
     Case("two judges", clips=("vit", "other"), size=(44, 40), prompts=TWO, init_weight=0.3),
     Case("a step that meets the box", lr=1.5, size=(40, 40)),
 ]
-# The tiny ResNet magnifies rounding some thirty times, and among half a million ReLUs one lies within rounding
-# of its kink and takes the other side. In float32 the witness itself is then up to 5e-3 from its own float64
-# gradient (the package, as measured, was nearer), so the ResNet is compared in float64 only.
+# The tiny ResNet magnifies rounding some thirty times, and among half a million ReLUs one lies within
+# rounding of its kink and takes the other side. In float32 the witness itself is then up to 5e-3 from its own
+# float64 gradient (the package, as measured, was nearer), so the ResNet is compared in float64 only.
 KINKED = [
     Case("ResNet, crops shrink", "gumbel-f4", ("rn",), size=(96, 80), prompts=TWO),
     Case("ResNet, far smaller than S", clips=("rn",), size=(24, 16)),
