@@ -7,6 +7,7 @@ checksum; what a crash left of the last one is recognised and dropped.
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 import warnings
@@ -16,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 MAGIC = b"vqclip codes 1\n\0"
-HEADER = struct.Struct("<16sIIII")  # magic, h, w, K, bytes per code
+HEADER = struct.Struct("<16sIIIII")  # magic, h, w, K, bytes per code, crc32 of all before
 FRAME = struct.Struct("<I")  # before a record's codes: its step; after them: the crc32 of both
 
 
@@ -37,24 +38,24 @@ class CodeLog:
         self.path = Path(path)
         try:
             with open(self.path, "rb") as file:
-                magic, self.h, self.w, self.k, self.width = HEADER.unpack(file.read(HEADER.size))
+                header = file.read(HEADER.size)
+            magic, self.h, self.w, self.k, width, checksum = HEADER.unpack(header)
         except (OSError, struct.error) as error:
             raise CodesError(f"{self.path} cannot be read: no step of this session is left") from error
-        if magic != MAGIC or self.width not in (2, 4):
+        if magic != MAGIC or checksum != zlib.crc32(header[: -FRAME.size]):
             raise CodesError(f"{self.path} is not a file of codes: it is damaged or belongs to another program")
-        self.dtype = np.dtype(f"<u{self.width}")
-        self.record = 2 * FRAME.size + self.h * self.w * self.width  # bytes
-        torn = (self.path.stat().st_size - HEADER.size) % self.record
-        if torn:
+        self.dtype = np.dtype(f"<u{width}")
+        self.record = 2 * FRAME.size + self.h * self.w * width  # bytes
+        if (self.path.stat().st_size - HEADER.size) % self.record:  # not cut off here: it may be being written
             warnings.warn(f"the last step in {self.path.parent.name} was not written to its end; it is dropped",
                           stacklevel=2)  # fmt: skip
-            self.truncate(len(self))
 
     @classmethod
     def create(cls, path: str | Path, h: int, w: int, k: int) -> CodeLog:
         """A new, empty file for grids of h x w codes below k. Raises FileExistsError rather than overwrite."""
+        header = HEADER.pack(MAGIC, h, w, k, 2 if k <= 1 << 16 else 4, 0)[: -FRAME.size]
         with open(path, "xb") as file:
-            file.write(HEADER.pack(MAGIC, h, w, k, 2 if k <= 1 << 16 else 4))
+            file.write(header + FRAME.pack(zlib.crc32(header)))
         return cls(path)
 
     def __len__(self) -> int:
@@ -65,27 +66,26 @@ class CodeLog:
         """Add the codes (h, w) of `step`, which must be the next one; in one write, with nothing kept back."""
         if step != len(self):
             raise CodesError(f"step {step} cannot follow {len(self)} steps in {self.path}")
+        if codes.shape != (self.h, self.w):
+            raise CodesError(f"codes of {codes.shape} do not fit into {self.path}, which holds {(self.h, self.w)}")
         body = FRAME.pack(step) + np.ascontiguousarray(codes, self.dtype).tobytes()
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | getattr(os, "O_BINARY", 0))
-        try:
-            record = body + FRAME.pack(zlib.crc32(body))
-            if os.write(descriptor, record) != len(record):
-                raise OSError(28, "No space left on device", str(self.path))
-        except OSError:
-            os.ftruncate(descriptor, HEADER.size + step * self.record)
-            raise
-        finally:
-            os.close(descriptor)
+        record = body + FRAME.pack(zlib.crc32(body))
+        with open(self.path, "rb+", buffering=0) as file:
+            file.seek(HEADER.size + step * self.record)  # over what a crash left of a record, if there is any
+            if file.write(record) != len(record):  # the rest of it did not fit
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
 
     def read(self, first: int = 0, last: int | None = None) -> np.ndarray:
         """The codes of steps `first` to `last`, both included: (T, h, w) int64.
 
         Raises:
-            CodesError: a record's checksum is wrong; says which step, and which are good.
+            CodesError: they are not there, or one is damaged; says which, and how to go around it.
         """
-        last = len(self) - 1 if last is None else last
-        if not 0 <= first <= last < len(self):
-            raise CodesError(f"steps {first} to {last} are not there: the session has 0 to {len(self) - 1}")
+        made = len(self)
+        last = made - 1 if last is None else last
+        if not 0 <= first <= last < made:
+            there = f"has 0 to {made - 1}" if made else "has no steps yet"
+            raise CodesError(f"steps {first} to {last} are not there: the session {there}")
         count = last - first + 1
         with open(self.path, "rb") as file:
             file.seek(HEADER.size + first * self.record)
@@ -93,14 +93,15 @@ class CodeLog:
         for step, record in enumerate(raw, first):
             body, tail = record[: -FRAME.size].tobytes(), record[-FRAME.size :].tobytes()
             if FRAME.unpack(tail)[0] != zlib.crc32(body) or FRAME.unpack_from(body)[0] != step:
-                before = f"steps up to {step - 1} can still be used, with last={step - 1}" if step else "none is left"
-                raise CodesError(f"step {step} in {self.path} is damaged; {before}")
+                around = [f"last={step - 1}"] * (step > 0) + [f"first={step + 1}"] * (step < made - 1)
+                use = f"use {' or '.join(around)} to leave it out" if around else "there is no other"
+                raise CodesError(f"step {step} in {self.path} is damaged: {use}")
         codes = raw[:, FRAME.size : -FRAME.size].tobytes()
         return np.frombuffer(codes, self.dtype).reshape(count, self.h, self.w).astype(np.int64)
 
     def truncate(self, steps: int) -> None:
         """Forget all but the first so many steps."""
-        os.truncate(self.path, HEADER.size + steps * self.record)
+        os.truncate(self.path, HEADER.size + min(steps, len(self)) * self.record)
 
     def sync(self) -> None:
         """Wait until what was appended is on the disk itself."""
