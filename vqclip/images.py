@@ -33,7 +33,8 @@ class ImageError(ValueError):
     """A picture that cannot be read or written, with its name and what to do."""
 
 
-def load_image(source: str | os.PathLike | Image.Image, size: tuple[int, int] | None = None) -> Tensor:
+def load_image(source: str | os.PathLike | Image.Image, size: tuple[int, int] | None = None,
+               area: int | None = None) -> Tensor:  # fmt: skip
     """Read a picture as float32 (1, 3, H, W) in [0, 1].
 
     source: a path, an http(s) address, or a PIL image. Turned upright by its EXIF orientation; transparency
@@ -41,6 +42,7 @@ def load_image(source: str | os.PathLike | Image.Image, size: tuple[int, int] | 
         picture is taken.
     size: (width, height) in pixels to fill: scaled with LANCZOS, keeping the aspect, and what protrudes is
         cropped evenly. None keeps the size.
+    area: in pixels; a picture with more is scaled down to it, whole.
 
     Raises ImageError if the picture is missing, damaged, of an unknown kind or larger than 100 megapixels.
     """
@@ -53,6 +55,10 @@ def load_image(source: str | os.PathLike | Image.Image, size: tuple[int, int] | 
             image = _read(file, f"The picture {source}")
     if size is not None:
         image = ImageOps.fit(image, _checked_size(size), Image.Resampling.LANCZOS)
+    if area is not None and image.width * image.height > area:
+        shrink = (area / (image.width * image.height)) ** 0.5
+        sides = (max(1, round(side * shrink)) for side in image.size)
+        image = image.resize(tuple(sides), Image.Resampling.LANCZOS)
     pixels = torch.from_numpy(np.array(image))  # H W 3
     return pixels.permute(2, 0, 1)[None].contiguous().float() / 255
 

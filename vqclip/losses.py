@@ -65,6 +65,7 @@ class PromptLoss:
         with torch.no_grad():
             embedded += [perceptor.encode_image(cutouts(picture)) for _, picture in pictures]
         self.prompts = (*prompts, *(prompt for prompt, _ in pictures))
+        self.labels = _labels(self.prompts)
         self.targets = torch.cat(embedded)  # (T, D): one row a text, one a cutout of a picture
         counts = torch.tensor([len(rows) for rows in embedded])
         self.owner = torch.arange(len(counts)).repeat_interleave(counts).to(self.targets.device)  # (T,)
@@ -76,6 +77,15 @@ class PromptLoss:
         """Change the prompts' weights and stops; acts at the next call."""
         self.weights = torch.tensor(weights, dtype=torch.float32).to(self.targets)  # (P,)
         self.stops = torch.tensor(stops, dtype=torch.float32).to(self.targets)  # (P,)
+
+    def state(self) -> dict[str, Tensor]:
+        """Copies of what may change while a run is on, the cutouts apart: weights and stops."""
+        return {"weights": self.weights.clone(), "stops": self.stops.clone()}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Go back to where `state` was taken."""
+        self.weights.copy_(state["weights"])
+        self.stops.copy_(state["stops"])
 
     def __call__(self, image: Tensor, draw: Draw | None = None) -> Tensor:
         """Image (1, 3, H, W) in [0, 1] -> scalar. The cutouts may be given as a `Draw` instead of being drawn."""
@@ -103,3 +113,12 @@ class PromptLoss:
         signed = great_circle(embedded, self.targets) * weight.sign()  # (n', T)
         halted = straight_through(signed, torch.maximum(signed, stop))  # the value as it is, no gradient below stop
         return (halted * weight.abs() * self.share).sum()
+
+
+def _labels(prompts: Sequence[Prompt]) -> tuple[str, ...]:
+    """A name for each prompt: its text, with a number behind one that was there before."""
+    labels: list[str] = []
+    for prompt in prompts:
+        seen = sum(label == prompt.text or label.startswith(f"{prompt.text} #") for label in labels)
+        labels.append(f"{prompt.text} #{seen + 1}" if seen else prompt.text)
+    return tuple(labels)

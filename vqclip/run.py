@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -45,7 +46,7 @@ class Frame:
         step: from 0 to the run's `steps`.
         codes: the grid of codes shown (h, w).
         losses: each loss by name, a scalar tensor.
-        similarity: the cosine to each prompt, by its text; the mean over cutouts and perceptors.
+        similarity: the cosine to each prompt, by its label; the mean over cutouts and perceptors.
         size: width and height that were asked for.
         decode: what makes a picture (3, H, W) of codes.
         measured: the picture, where it is at hand already.
@@ -96,19 +97,29 @@ class Run:
                  optimizer: torch.optim.Optimizer, steps: int, settings: Settings):  # fmt: skip
         self.latent, self.losses, self.optimizer = latent, losses, optimizer
         self.steps, self.settings, self.step = steps, settings, 0
+        self._before: dict[str, Any] | None = None  # the state before the last step
+        self._unfinished: dict[str, Any] | None = None  # where to go back to, while not at rest
 
     def __iter__(self) -> Run:
         return self
 
     def __next__(self) -> Frame:
+        self._settle()
         if self.step > self.steps:
             raise StopIteration
-        before = self.state()
         try:
-            return self._advance()
+            self._before = self._unfinished = self.state()
+            frame = self._advance()
+            self._unfinished = None
         except BaseException:  # an interrupt too: at rest means at rest, whatever happened
-            self.restore(before)
+            self._settle()
             raise
+        return frame
+
+    def _settle(self) -> None:
+        """Go back to before a step or a `restore` that was broken off, if there is one."""
+        if self._unfinished is not None:
+            self.restore(self._unfinished)
 
     def _advance(self) -> Frame:
         self.optimizer.zero_grad(set_to_none=True)
@@ -139,30 +150,49 @@ class Run:
                 )
 
     def _similarity(self) -> dict[str, float]:
-        """Mean cosine to each prompt over the perceptors."""
+        """Mean cosine to each prompt over the perceptors; empty where nothing judges by prompts."""
         judges = [loss for _, loss in self._judges()]
+        if not judges:
+            return {}
         values = torch.stack([loss.similarity for loss in judges]).mean(0).tolist()
-        return {prompt.text: value for prompt, value in zip(judges[0].prompts, values, strict=True)}
+        return dict(zip(judges[0].labels, values, strict=True))
 
     def _judges(self) -> list[tuple[str, PromptLoss]]:
         return [(name, loss) for name, (_, loss) in self.losses.items() if isinstance(loss, PromptLoss)]
 
     def state(self) -> dict[str, Any]:
         """Copies of all that the next frames depend on, as plain data and tensors: what `restore` takes."""
+        self._settle()
         return {
             "step": self.step,
             "latent": self.latent.state(),
             "optimizer": copy.deepcopy(self.optimizer.state_dict()),
-            "cutouts": {name: loss.cutouts.state() for name, loss in self._judges()},
+            "weights": {name: weight for name, (weight, _) in self.losses.items()},
+            "prompts": {name: judge.state() for name, judge in self._judges()},
+            "cutouts": {name: judge.cutouts.state() for name, judge in self._judges()},
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go back to where `state` was taken; from there the frames are the same bit for bit on a CPU."""
-        self.step = state["step"]
+        """Go back to where `state` was taken; from there the frames are the same bit for bit on a CPU.
+
+        Losses that the state has and this run has not are left out, those that only the run has stay as they are.
+        """
+        self._unfinished = state  # an interrupt comes when it likes: then it is done again before the next step
         self.latent.restore(state["latent"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        for name, generators in state["cutouts"].items():
-            self.losses[name][1].cutouts.restore(generators)
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))  # torch would keep the state's own tensors
+        for name in state["weights"].keys() & self.losses.keys():
+            self.losses[name] = state["weights"][name], self.losses[name][1]
+        for name, judge in self._judges():
+            if name in state["prompts"]:
+                judge.restore(state["prompts"][name])
+                judge.cutouts.restore(state["cutouts"][name])
+        self.step = state["step"]
+        self._unfinished = None
+
+    def undo(self) -> None:
+        """Take the last step back, once: for whoever lost its frame."""
+        if self._before is not None:
+            self.restore(self._before)
 
 
 def generate(prompts: str | Sequence | None = None, vqgan: VQGAN | str | Path | None = None,
@@ -186,12 +216,18 @@ def generate(prompts: str | Sequence | None = None, vqgan: VQGAN | str | Path | 
     settings = (settings or Settings()).replace(**changes)
     device = _device(settings.device)
     painter = vqgan if isinstance(vqgan, VQGAN) else load_vqgan(vqgan or settings.vqgan, device, root)
-    wanted = clip if isinstance(clip, (list, tuple)) else [clip or part.strip() for part in settings.clip.split("+")]
+    wanted = clip or settings.clip.split(" + ")
     judges = [
         load_clip(judge, device, settings.precision, root) if isinstance(judge, (str, Path)) else judge
-        for judge in wanted
+        for judge in (wanted if isinstance(wanted, (list, tuple)) else [wanted])
     ]
-    settings = settings.replace(vqgan=painter.name, clip=" + ".join(judge.name for judge in judges))
+    for model in (painter, *judges):
+        if isinstance(model, torch.nn.Module):
+            model.to(device)  # one loaded beforehand may still be on the CPU
+    names = [judge.name for judge in judges]
+    if len(set(names)) < len(names):
+        raise SettingsError(f"clip={' + '.join(names)!r} has the same judge twice: name each once")
+    settings = settings.replace(vqgan=painter.name, clip=" + ".join(names))
     w, h = painter.grid(*settings.size)
     with torch.no_grad():
         if settings.init_image:
@@ -215,7 +251,7 @@ def _prompt_loss(judge: Perceptor, settings: Settings, device: torch.device) -> 
     texts = prompt_language.parse(settings.prompts) if settings.prompts else ()
     pictures = prompt_language.parse(settings.image_prompts) if settings.image_prompts else ()
     shares = prompt_language.normalise((*texts, *pictures))
-    images = [load_image(picture.text).to(device) for picture in pictures]
+    images = [load_image(picture.text, area=math.prod(settings.size)).to(device) for picture in pictures]
     return PromptLoss(judge, shares[: len(texts)], cutouts, settings.chunk,
                       list(zip(shares[len(texts) :], images, strict=True)))  # fmt: skip
 
