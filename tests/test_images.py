@@ -303,9 +303,14 @@ def test_atomic_files(tmp_path):
     with pytest.raises(KeyboardInterrupt), atomic(path) as file:
         file.write(b"half")
         raise KeyboardInterrupt
+    os.link(path, path.with_name("reader"))  # who reads the old file goes on reading the old file
+    with atomic(path, "w") as file:
+        file.write("new")
+    assert path.read_text() == "new" and path.with_name("reader").read_bytes() == "é\n".encode()
+    path.with_name("reader").unlink()
     with atomic_path(tmp_path / "deep" / "b.png") as temporary:
         assert temporary.suffix == ".png" and temporary.parent == path.parent
         temporary.write_bytes(b"b")
-    assert path.read_bytes() == "é\n".encode() and sorted(os.listdir(path.parent)) == ["a.txt", "b.png"]
+    assert path.read_text() == "new" and sorted(os.listdir(path.parent)) == ["a.txt", "b.png"]
     with pytest.raises(ValueError, match="whole files"), atomic(path, "a"):
         pass

@@ -73,6 +73,10 @@ def test_what_is_typed_is_what_is_meant(typed, expected):
     assert parse(typed) == tuple(Prompt(*row) for row in expected)
 
 
+def test_the_safe_stop_is_where_unrelated_words_lie():
+    assert SAFE_STOP == -0.9 and math.cos(math.sqrt(2 * -SAFE_STOP)) == pytest.approx(0.227, abs=1e-3)
+
+
 def test_several_texts_and_prompts_may_be_mixed():
     away = Prompt("fog", -1)  # a Prompt is taken as it is: no safe stop is slipped in
     assert parse(["desert:2 | snow", away]) == (Prompt("desert", 2), Prompt("snow"), away)

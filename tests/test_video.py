@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import warnings
 import weakref
 from fractions import Fraction
 from types import SimpleNamespace
@@ -9,7 +10,6 @@ from types import SimpleNamespace
 import imageio_ffmpeg
 import numpy as np
 import pytest
-import tiny
 import torch
 from PIL import Image
 
@@ -17,7 +17,6 @@ from vqclip.codelog import CodeLog
 from vqclip.images import read_recipe
 from vqclip.settings import Settings
 from vqclip.video import Plan, VideoError, plan, write_video
-from vqclip.vqgan import VQGAN
 
 RECIPE = {"prompts": "砂漠:2 | fog=-0.5; #1\\2", "seed": 7, "long": ["step"] * 40_000}
 
@@ -32,10 +31,14 @@ def ramp(n, **size):
 
 def frames_of(path):
     """Every frame of an MP4, and what its header says."""
-    reader = imageio_ffmpeg.read_frames(str(path))
-    header = next(reader)
-    width, height = header["size"]
-    return [np.frombuffer(frame, np.uint8).reshape(height, width, 3) for frame in reader], header
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", ResourceWarning
+        )  # imageio-ffmpeg's reader leaves its pipes to the collector
+        reader = imageio_ffmpeg.read_frames(str(path))
+        header = next(reader)
+        width, height = header["size"]
+        return [np.frombuffer(frame, np.uint8).reshape(height, width, 3) for frame in reader], header
 
 
 def animation(path):
@@ -47,14 +50,6 @@ def animation(path):
             frames.append(np.asarray(image.convert("RGB")))
             durations.append(image.info["duration"])
         return frames, durations
-
-
-@pytest.fixture(scope="module")
-def vqgan():
-    origin = tiny.vqgan()
-    model = VQGAN(origin.ddconfig, origin.n_embed, origin.embed_dim)
-    model.load_state_dict(origin.state_dict())
-    return model.eval().requires_grad_(False)
 
 
 @pytest.fixture
@@ -128,6 +123,12 @@ def test_gif_and_webp(tmp_path, suffix, fps):
         assert image.info.get("loop") == 0  # for ever
 
 
+@pytest.mark.parametrize("recipe", [None, {}, {"a": 1}, {"a": 10}])
+def test_webp_chunks_are_whole(tmp_path, recipe):
+    data = write_video(ramp(3), tmp_path / "a.webp", fps=10, recipe=recipe, progress=False).read_bytes()
+    assert int.from_bytes(data[4:8], "little") + 8 == len(data) and len(data) % 2 == 0
+
+
 @pytest.mark.parametrize("suffix", ["mp4", "gif", "webp"])
 @pytest.mark.parametrize("frames", [1, 4])
 def test_nothing_moves(tmp_path, suffix, frames):
@@ -150,7 +151,7 @@ def test_gif_frames_have_palettes_of_their_own(tmp_path):
     given = [np.stack([level, zero, zero], -1), np.stack([zero, zero, level], -1)]
     frames, _ = animation(write_video(given, tmp_path / "a.gif", fps=5, progress=False))
     for shown, frame in zip(frames, given, strict=True):
-        assert abs(shown.astype(int) - frame).mean() < 1.5
+        assert abs(shown.astype(int) - frame).mean() < 0.3
 
 
 def test_recipe_travels_in_the_mp4(tmp_path):
@@ -186,23 +187,19 @@ def test_odd_sides_lose_a_pixel_and_it_is_said(tmp_path, capsys):
 
 def test_frames_are_let_go_as_they_are_written(tmp_path):
     """120 frames from a generator: only a few are ever alive at once."""
-    alive = weakref.WeakSet()
-    most = 0
-
-    class Frame(SimpleNamespace):
-        __hash__ = object.__hash__  # to be held in a WeakSet
+    made, most = [], 0
 
     def frames():
         nonlocal most
         for level in range(120):
-            frame = Frame(image=torch.full((3, 24, 32), level / 255))
-            alive.add(frame)
+            frame = solid(level)
+            made.append(weakref.ref(frame))
             yield frame
             del frame
-            most = max(most, len(alive))
+            most = max(most, sum(picture() is not None for picture in made))
 
     path = write_video(frames(), tmp_path / "a.mp4", fps=30, progress=False)
-    assert len(frames_of(path)[0]) == 120 and 1 <= most + len(alive) <= 3
+    assert len(frames_of(path)[0]) == 120 and 1 <= most <= 3
 
 
 def test_a_session_is_decoded(session):
@@ -221,6 +218,12 @@ def test_a_span_of_steps(session):
     for step, frame in enumerate(shown, 2):
         errors = [differ(frame, decoded(session, latent(session, other))) for other in range(7)]
         assert np.argmin(errors) == step
+
+
+def test_a_span_of_frames(tmp_path):
+    for source in (ramp(52), iter(ramp(52)), (frame for frame in ramp(52))):
+        path = write_video(source, tmp_path / "a.mp4", first=10, last=12, fps=10, quality=95, progress=False)
+        assert np.allclose([frame.mean() for frame in frames_of(path)[0]], [50, 55, 60], atol=1.5)
 
 
 def test_in_between_pictures_move_the_latent_and_are_no_cross_fade(session):
@@ -249,6 +252,7 @@ def test_fps_and_length_together_pick_evenly(tmp_path):
     [
         (dict(steps=300), 300, 20, 15),
         (dict(steps=301), 301, 20, 15.05),
+        (dict(steps=314), 314, 21, 14.95),
         (dict(steps=60), 60, 10, 6),
         (dict(steps=5000), 5000, 30, 166.67),
         (dict(steps=5000, max_fps=60), 5000, 60, 83.33),
