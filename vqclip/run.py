@@ -203,7 +203,7 @@ def generate(prompts: str | Sequence | None = None, vqgan: VQGAN | str | Path | 
     Args:
         prompts: as in `prompts.parse`; None takes the settings'.
         vqgan: a loaded painter, or what `load_vqgan` takes; None takes the settings'.
-        clip: a loaded judge, or what `load_clip` takes, or a list of either; None takes the settings'.
+        clip: a loaded judge, or what `load_clip` takes, or a list of either, or "A + B"; None takes the settings'.
         settings: to begin with; defaults where it is not given.
         root: the folder in which checkpoints are looked for by name.
         changes: any field of `Settings` by name, such as size=(512, 384), steps=300, seed=7.
@@ -216,7 +216,8 @@ def generate(prompts: str | Sequence | None = None, vqgan: VQGAN | str | Path | 
     settings = (settings or Settings()).replace(**changes)
     device = _device(settings.device)
     painter = vqgan if isinstance(vqgan, VQGAN) else load_vqgan(vqgan or settings.vqgan, device, root)
-    wanted = clip or settings.clip.split(" + ")
+    wanted = clip or settings.clip
+    wanted = wanted.split(" + ") if isinstance(wanted, str) else wanted
     judges = [
         load_clip(judge, device, settings.precision, root) if isinstance(judge, (str, Path)) else judge
         for judge in (wanted if isinstance(wanted, (list, tuple)) else [wanted])
