@@ -151,7 +151,7 @@ def test_gif_frames_have_palettes_of_their_own(tmp_path):
     given = [np.stack([level, zero, zero], -1), np.stack([zero, zero, level], -1)]
     frames, _ = animation(write_video(given, tmp_path / "a.gif", fps=5, progress=False))
     for shown, frame in zip(frames, given, strict=True):
-        assert abs(shown.astype(int) - frame).mean() < 0.3
+        assert abs(shown.astype(int) - frame).mean() < 0.05
 
 
 def test_recipe_travels_in_the_mp4(tmp_path):
