@@ -31,6 +31,8 @@ $(VENV)/installed: requirements.txt constraints.txt setup.py
 	$(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV): a few minutes the first time, most of it is torch"
 	$(PIP) --editable .
+	@# torchvision comes along unused; a build for another torch (a CPU torch's, say) breaks whoever imports it
+	$(BIN)/python -c "import torchvision" 2> /dev/null || $(BIN)/python -m pip uninstall --quiet --yes torchvision
 	touch $@
 
 $(VENV)/installed-test: $(VENV)/installed

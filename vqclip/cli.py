@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
@@ -22,6 +23,9 @@ from .settings import PRESETS, Settings, SettingsError, table
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code. Errors meant for people go to stderr as one sentence, with code 2."""
+    # Threads that spin while they wait make a step ten times slower as soon as another program, a browser say, wants
+    # a core. This must be known before torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     arguments = _parser().parse_args(arguments)
     warnings.showwarning = lambda message, *_: print(f"note: {message}", file=sys.stderr)
     try:
