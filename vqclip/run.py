@@ -13,7 +13,7 @@ import copy
 import dataclasses
 import math
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -197,7 +197,8 @@ class Run:
 
 def generate(prompts: str | Sequence | None = None, vqgan: VQGAN | str | Path | None = None,
              clip: Perceptor | str | Path | Sequence | None = None, *, settings: Settings | None = None,
-             root: str | Path = ".", **changes: Any) -> Run:  # fmt: skip
+             root: str | Path = ".", pictures: Mapping[str, Path] | None = None,
+             **changes: Any) -> Run:  # fmt: skip
     """Set up a run: nothing is painted until it is iterated.
 
     Args:
@@ -206,6 +207,7 @@ def generate(prompts: str | Sequence | None = None, vqgan: VQGAN | str | Path | 
         clip: a loaded judge, or what `load_clip` takes, or a list of either, or "A + B"; None takes the settings'.
         settings: to begin with; defaults where it is not given.
         root: the folder in which checkpoints are looked for by name.
+        pictures: where image prompts are by now, by the names they have in the settings.
         changes: any field of `Settings` by name, such as size=(512, 384), steps=300, seed=7.
     Raises:
         SettingsError, PromptError, ImageError, CheckpointError: each says what was wrong and what to do.
@@ -237,7 +239,7 @@ def generate(prompts: str | Sequence | None = None, vqgan: VQGAN | str | Path | 
         else:
             start = STARTS[settings.start](painter, w, h, torch.Generator().manual_seed(_seed(settings, "start")))
     latent = VQLatent(painter, start, settings.init_weight, settings.init_decay, settings.ema)
-    losses = {judge.name: (1 / len(judges), _prompt_loss(judge, settings, device)) for judge in judges}
+    losses = {judge.name: (1 / len(judges), _prompt_loss(judge, settings, pictures or {}, device)) for judge in judges}
     for like in prompt_language.parse(settings.losses) if settings.losses else ():
         if like.text not in LOSSES:
             raise SettingsError(f"losses={settings.losses!r}: there is no {like.text!r}; choose {', '.join(LOSSES)}")
@@ -246,13 +248,14 @@ def generate(prompts: str | Sequence | None = None, vqgan: VQGAN | str | Path | 
     return Run(latent, losses, optimizer, settings.steps, settings)
 
 
-def _prompt_loss(judge: Perceptor, settings: Settings, device: torch.device) -> PromptLoss:
+def _prompt_loss(judge: Perceptor, settings: Settings, found: Mapping[str, Path], device: torch.device) -> PromptLoss:
     cutouts = Cutouts(judge.size, settings.cutouts, settings.cut_pow, _augment(settings),
                       settings.cutter == "pooled", _seed(settings, judge.name), device)  # fmt: skip
     texts = prompt_language.parse(settings.prompts) if settings.prompts else ()
     pictures = prompt_language.parse(settings.image_prompts) if settings.image_prompts else ()
     shares = prompt_language.normalise((*texts, *pictures))
-    images = [load_image(picture.text, area=math.prod(settings.size)).to(device) for picture in pictures]
+    sources = (found.get(picture.text, picture.text) for picture in pictures)
+    images = [load_image(source, area=math.prod(settings.size)).to(device) for source in sources]
     return PromptLoss(judge, shares[: len(texts)], cutouts, settings.chunk,
                       list(zip(shares[len(texts) :], images, strict=True)))  # fmt: skip
 

@@ -33,19 +33,31 @@ from filelock import FileLock, Timeout
 
 from . import __version__
 from . import prompts as prompt_language
+from .checkpoints import sha256
 from .codelog import CodeLog, CodesError
 from .files import atomic
-from .images import load_image, save_png
+from .images import ImageError, load_image, save_png
 from .run import Frame, Run, crop_to, generate
 from .settings import Settings
 from .vqgan import VQGAN, load_vqgan
 
 FORMAT = 1  # of the folder; raised when an older vqclip could not read it
 PAUSE = 1.0  # seconds between two states: what a crash may cost
+ABOUT = {"format", "torch", "threads", "checkpoints", "settings_sha256"}  # what about.json must have
 
 
 class SessionError(ValueError):
     """A session that is missing, damaged, in use, of another version, or that cannot be written."""
+
+
+class _FolderLock(FileLock):
+    """Keeps other programs out of a session's folder; within this one there is one lock a folder, and `holder`.
+
+    A recording that was left behind, held by the traceback of a notebook's last error, still has the lock. The next
+    recording takes it over and becomes its holder, by which the old one knows that it is out.
+    """
+
+    holder: object | None = None
 
 
 def workspace(path: str | Path | None = None) -> Path:
@@ -70,28 +82,20 @@ class Session:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        if not (self.path / "about.json").is_file():
-            raise SessionError(f"{self.path} is not a session: give the folder that `vqclip generate` printed")
+        self.about = _read_about(self.path)
+        self.settings = Settings.load(self.path / "settings.yaml")
         try:
-            self.about: dict[str, Any] = json.loads((self.path / "about.json").read_text("utf-8"))
-            version = self.about["format"]
-            if version != FORMAT:
-                raise SessionError(
-                    f"{self.path} has format {version}, made by vqclip {self.about.get('vqclip')}; this is vqclip "
-                    f"{__version__} and reads format {FORMAT}: install the version that made it"
-                )
-            self.settings = Settings.load(self.path / "settings.yaml")
             self.codes = CodeLog(self.path / "codes")
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-            raise SessionError(f"{self.path / 'about.json'} is damaged ({error})") from error
         except CodesError as error:
             raise SessionError(str(error)) from error
-        self._lock = FileLock(self.path / ".lock", timeout=0)
-        self._recording: object | None = None  # tells the newest recording from ones that were left behind
+        self._lock = _FolderLock(self.path / ".lock", timeout=0, thread_local=False, is_singleton=True)
+        self.last_frame: Frame | None = None
 
     @classmethod
     def create(cls, workspace_path: str | Path, run: Run) -> Session:
         """A new folder for a run, in which it can be recorded; no two runs ever get the same one."""
+        if run.step:
+            raise SessionError(f"the run is at step {run.step} already: make its session before the first step")
         parent = workspace(workspace_path) / "sessions"
         vqgan = run.latent.vqgan
         try:
@@ -104,6 +108,7 @@ class Session:
                 "checkpoints": _checkpoints(run),
             }  # fmt: skip
             run.settings.save(path / "settings.yaml")
+            about["settings_sha256"] = sha256(path / "settings.yaml")
             for number, like in enumerate(_image_prompts(run.settings)):
                 save_png(path / f"image_prompt_{number}.png", load_image(like.text)[0])
             CodeLog.create(path / "codes", *run.latent.z.shape[2:], len(vqgan.codebook))
@@ -128,34 +133,41 @@ class Session:
         """Iterate a run and keep every frame; yields the frames. Iterate again to go on after an interrupt.
 
         Raises:
-            SessionError: another program records this session, or the disk is full; what was made is kept.
+            SessionError: another program records this session, the run is of another one, or the disk is full; what
+                was made is kept.
         """
-        me = self._recording = object()
+        me = self._lock.holder = object()
         try:
             self._lock.acquire()
+            self._align(run)
+            try:
+                yield from self._recorded(run, me)
+            finally:
+                if me is self._lock.holder:
+                    self._close(run)
         except Timeout as error:
             raise SessionError(f"{self.path} is being painted by another program: stop that one first") from error
-        try:
-            self._align(run)
-            saved = time.monotonic()
-            for frame in run:
-                self._append(frame)
-                self.last_frame = frame
-                if time.monotonic() - saved >= PAUSE:
-                    self._save(run)
-                    saved = time.monotonic()
-                yield frame
-        except OSError as error:
-            raise SessionError(
-                f"{self.path} cannot be written ({error.strerror}). All but the last second is kept: make room, then "
-                f"`vqclip continue {self.path}`"
-            ) from error
+        except (OSError, ImageError) as error:
+            reason = getattr(error.__cause__ or error, "strerror", None) or error  # ImageError has it from an OSError
+            raise SessionError(f"{self.path} cannot be written ({reason}): make room or allow writing, then `vqclip "
+                               f"continue {self.path}`; all but the last second is kept") from error  # fmt: skip
         finally:
-            try:
-                if me is self._recording:
-                    self._close(run)
-            finally:
-                self._lock.release()
+            if me is self._lock.holder:
+                self._lock.release(force=True)
+
+    def _recorded(self, run: Run, me: object) -> Iterator[Frame]:
+        saved = time.monotonic()
+        while me is self._lock.holder:
+            frame = next(run, None)
+            if frame is None:
+                return
+            self._append(frame)
+            self.last_frame = frame
+            if time.monotonic() - saved >= PAUSE:
+                self._save(run)
+                saved = time.monotonic()
+            yield frame
+        raise SessionError(f"{self.path} is painted from elsewhere in this program by now: go on there")
 
     def resume(self, vqgan: VQGAN | None = None, clip: Any = None, root: str | Path | None = None) -> Run:
         """The run as it stood when it was last saved, ready to be recorded further.
@@ -167,23 +179,26 @@ class Session:
             SessionError: the state is damaged, or a checkpoint is not the one the session began with.
         """
         state = self._read_state()
-        pictures = " | ".join(
-            prompt_language.format_prompts([prompt_language.Prompt(str(self.path / f"image_prompt_{number}.png"),
-                                                                   like.weight, like.stop)])
-            for number, like in enumerate(_image_prompts(self.settings))
-        )  # fmt: skip
+        if sha256(self.path / "settings.yaml") != self.about["settings_sha256"]:
+            raise SessionError(f"{self.path / 'settings.yaml'} was changed since the session began, so going on would "
+                               "paint something else: undo that, or begin anew with it")  # fmt: skip
         # The start is in the state and the pictures are here: nothing outside the session is needed again.
-        settings = self.settings.replace(init_image="", image_prompts=pictures)
-        run = generate(vqgan=vqgan, clip=clip, settings=settings, root=root or self.checkpoints_folder)
+        pictures = {like.text: self._picture(number) for number, like in enumerate(_image_prompts(self.settings))}
+        run = generate(vqgan=vqgan, clip=clip, settings=self.settings.replace(init_image=""), pictures=pictures,
+                       root=root or self.checkpoints_folder)  # fmt: skip
         run.settings = self.settings
+        found = _checkpoints(run)
         for name, was in self.about["checkpoints"].items():
-            now = _checkpoints(run).get(name)
+            now = found.get(name, "not there")
             if was != now:
                 raise SessionError(f"{self.path} was begun with another {name!r} ({was} then, {now} now): put that "
                                    "checkpoint back to go on")  # fmt: skip
         if self.about["torch"] != torch.__version__ or self.about["threads"] != torch.get_num_threads():
             warnings.warn("torch or its number of threads changed since: the run goes on, but bit for bit only with "
                           f"torch {self.about['torch']} and {self.about['threads']} threads", stacklevel=2)  # fmt: skip
+        if changed := state["weights"].keys() ^ run.losses.keys():
+            warnings.warn(f"the losses {', '.join(sorted(changed))} came or went while it was painted, which is not "
+                          "kept: do it again", stacklevel=2)  # fmt: skip
         run.restore(state)
         return run
 
@@ -197,47 +212,70 @@ class Session:
         return load_vqgan(self.settings.vqgan, root=self.checkpoints_folder)
 
     def losses(self) -> list[dict[str, Any]]:
-        """One dict a step: step, losses by name, similarity by prompt."""
-        lines = (self.path / "losses.jsonl").read_text("utf-8").splitlines()
-        return [json.loads(line) for line in lines[: len(self.codes)]]
+        """One dict a step: step, losses by name, similarity by prompt; without lines that are damaged."""
+        path, made, found = self.path / "losses.jsonl", len(self.codes), []
+        text = path.read_text("utf-8", errors="replace") if path.is_file() else ""
+        for line in text.split("\n"):  # not splitlines: a prompt may hold any other kind of line break
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if isinstance(entry, dict) and entry.get("step", made) < made:
+                found.append(entry)
+        return found
 
     def recipe(self) -> dict[str, Any]:
         """All that is needed to repeat this run: what is put inside its pictures and videos."""
         return {"settings": self.settings.to_dict(), "about": self.about, "steps_made": len(self.codes)}
 
+    def _picture(self, number: int) -> Path:
+        return self.path / f"image_prompt_{number}.png"
+
     def _append(self, frame: Frame) -> None:
-        self.codes.append(frame.step, frame.codes.cpu().numpy())
-        line = {"step": frame.step, "losses": {name: loss.item() for name, loss in frame.losses.items()},
-                "similarity": frame.similarity}  # fmt: skip
+        entry = {"step": frame.step, "losses": {name: loss.item() for name, loss in frame.losses.items()},
+                 "similarity": frame.similarity}  # fmt: skip
         with open(self.path / "losses.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            file.write(_line(entry))
+        self.codes.append(frame.step, frame.codes.cpu().numpy())  # last: a step is made once its codes are there
 
     def _save(self, run: Run) -> None:
         self.codes.sync()  # first, so that no state is ever ahead of its codes
         _write_state(self.path, run)
 
     def _close(self, run: Run) -> None:
-        """Keep the newest state and picture; an interrupt between a step and its record leaves the older state."""
-        if len(self.codes) == run.step:
+        """Keep the newest state and picture; a step that was interrupted before its record is taken back."""
+        made = len(self.codes)
+        if run.step == made + 1:
+            run.undo()
+        if run.step == made:
             self._save(run)
-        frame = getattr(self, "last_frame", None)
-        if frame is not None:
-            save_png(self.path / "final.png", crop_to(frame.image, frame.size), self.recipe())
+        if made:
+            self._save_picture(run, made - 1)
+
+    def _save_picture(self, run: Run, step: int) -> None:
+        if self.last_frame is not None and self.last_frame.step == step:
+            image = self.last_frame.image  # (3, H, W)
+        else:
+            image = run.latent.decode(torch.from_numpy(self.codes.read(step)[0]).to(run.latent.z.device))
+        save_png(self.path / "final.png", crop_to(image, self.settings.size), self.recipe())
 
     def _align(self, run: Run) -> None:
         """Bring the run and the files to the same step: that of the run if all is whole, else that of the state."""
+        if run.settings.replace(steps=self.settings.steps) != self.settings:
+            raise SessionError(f"the run was not set up as {self.path} was: give it a session of its own")
+        for left in self.path.glob(".*.part"):
+            left.unlink()  # of a state that was being written when the program was killed
         if len(self.codes) != run.step:
-            state = self._read_state()
-            run.restore(state)
+            run.restore(self._read_state())
         if len(self.codes) < run.step:
             raise SessionError(f"{self.path} has {len(self.codes)} steps, its state is of step {run.step}: the codes "
                                "were cut; make the video from what is left")  # fmt: skip
         self.codes.truncate(run.step)
         path = self.path / "losses.jsonl"
-        lines = path.read_text("utf-8", errors="replace").splitlines(keepends=True)
-        if len(lines) != run.step:
+        whole = "".join(map(_line, self.losses()))
+        if not path.is_file() or path.read_text("utf-8", errors="replace") != whole:
             with atomic(path, "w") as file:
-                file.writelines(lines[: run.step])
+                file.write(whole)
 
     def _read_state(self) -> dict[str, Any]:
         path = self.path / "state"
@@ -252,6 +290,29 @@ class Session:
         return torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
 
 
+def _read_about(path: Path) -> dict[str, Any]:
+    """What about.json says, checked to be whole and of our format."""
+    if not (path / "about.json").is_file():
+        raise SessionError(f"{path} is not a session: give the folder that `vqclip generate` printed")
+    try:
+        about = json.loads((path / "about.json").read_text("utf-8"))
+        version, missing = about["format"], ABOUT - about.keys()
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise SessionError(f"{path / 'about.json'} is damaged ({error}): put a copy of it back") from error
+    if version != FORMAT:
+        raise SessionError(
+            f"{path} has format {version}, made by vqclip {about.get('vqclip')}; this is vqclip {__version__}, which "
+            f"reads format {FORMAT}: install the version that made it"
+        )
+    if missing:
+        raise SessionError(f"{path / 'about.json'} is damaged (no {min(missing)!r} in it): put a copy of it back")
+    return about
+
+
+def _line(entry: dict[str, Any]) -> str:
+    return json.dumps(entry, ensure_ascii=False) + "\n"
+
+
 def _write_state(path: Path, run: Run) -> None:
     buffer = io.BytesIO()
     torch.save(run.state(), buffer)
@@ -262,7 +323,7 @@ def _write_state(path: Path, run: Run) -> None:
 
 def _new_folder(parent: Path, settings: Settings) -> Path:
     words = re.findall(r"\w+", " ".join(prompt.text for prompt in prompt_language.parse(settings.prompts or "picture")))
-    name = f"{datetime.now():%Y%m%d-%H%M%S}-{'-'.join(words)[:40].strip('-')}"
+    name = f"{datetime.now():%Y%m%d-%H%M%S}-{'-'.join(words)[:40]}".strip("-")
     for number in range(1, 10_000):
         path = parent / (name if number == 1 else f"{name}-{number}")
         try:
