@@ -216,7 +216,7 @@ def generate(prompts: str | Sequence | None = None, vqgan: VQGAN | str | Path | 
         changes["prompts"] = prompts if isinstance(prompts, str) else prompt_language.format_prompts(
             prompt_language.parse(prompts))  # fmt: skip
     settings = (settings or Settings()).replace(**changes)
-    device = _device(settings.device)
+    device = pick_device(settings.device)
     painter = vqgan if isinstance(vqgan, VQGAN) else load_vqgan(vqgan or settings.vqgan, device, root)
     wanted = clip or settings.clip
     wanted = wanted.split(" + ") if isinstance(wanted, str) else wanted
@@ -270,7 +270,8 @@ def _seed(settings: Settings, stream: str) -> int:
     return (settings.seed * 0x9E3779B97F4A7C15 + zlib.crc32(stream.encode())) % 2**63
 
 
-def _device(name: str) -> torch.device:
+def pick_device(name: str) -> torch.device:
+    """The device of that name; "auto" is a graphics card where there is one. Raises SettingsError for another."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
