@@ -8,6 +8,7 @@ arguments and never see this record; only `run.generate` turns one into the othe
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import Field, asdict, dataclass, field, fields
 from dataclasses import replace as replace_fields
@@ -40,7 +41,7 @@ class Settings:
     losses: str = _setting("", "further likings: `name:weight | ...` of tv, saturation, edges")
     size: tuple[int, int] = _setting((128, 128), "width and height in pixels, as 512x384", 16, LARGEST)
     steps: int = _setting(200, "how many steps to take", 1, 1_000_000)
-    seed: int = _setting(0, "the same seed gives the same picture on the same machine", 0, 2**63 - 1)
+    seed: int = _setting(0, "the same seed gives the same picture on the same machine", 0, 2**32 - 1)
     vqgan: str = _setting("embedded", "the painter: `embedded`, or a checkpoint's name or path")
     clip: str = _setting("embedded", "the judge: `embedded`, a name or path; several as `A + B`")
     init_image: str = _setting("", "a picture to start from: a path or a URL")
@@ -71,11 +72,11 @@ class Settings:
             if text:
                 prompt_language.parse(text)
 
-    def replace(self, **changes: Any) -> Settings:
+    def replace(self, /, **changes: Any) -> Settings:
         """These settings with some changed; raises SettingsError for an unknown name or a bad value."""
-        unknown = changes.keys() - NAMES.keys()
+        unknown = [name for name in changes if name not in NAMES]
         if unknown:
-            raise SettingsError(f"there is no setting {sorted(unknown)[0]!r}; there are {', '.join(NAMES)}")
+            raise SettingsError(f"there is no setting {unknown[0]!r}; there are {', '.join(NAMES)}")
         return replace_fields(self, **changes)
 
     def override(self, pairs: Iterable[str]) -> Settings:
@@ -101,12 +102,16 @@ class Settings:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Settings:
         """The inverse of `to_dict`; settings that are left out have their defaults."""
-        return cls().replace(**data)
+        return cls().replace(**{str(name): value for name, value in data.items()})
 
     def save(self, path: str | Path) -> None:
-        """Write YAML, whole or not at all."""
-        with atomic(path) as file:
-            file.write(OmegaConf.to_yaml(self.to_dict()).encode())
+        """Write YAML, whole or not at all; raises SettingsError when it cannot be written."""
+        text = OmegaConf.to_yaml({name: _escaped(value) for name, value in self.to_dict().items()})
+        try:
+            with atomic(path) as file:
+                file.write(text.encode())
+        except OSError as error:
+            raise SettingsError(f"{path} cannot be written ({error.strerror}): choose another folder") from error
 
     @classmethod
     def load(cls, path: str | Path, missing_ok: bool = False) -> Settings:
@@ -126,7 +131,7 @@ class Settings:
             raise SettingsError(f"{path} is not YAML ({str(error).splitlines()[0]})") from error
         if not isinstance(data, dict):
             raise SettingsError(f"{path} holds no settings: each line should be `name: value`")
-        return cls.from_dict(data)
+        return cls.from_dict({name: _unescaped(value) for name, value in data.items()})
 
 
 NAMES: dict[str, Field] = {spec.name: spec for spec in fields(Settings)}
@@ -147,6 +152,18 @@ def table() -> list[tuple[str, str, str, str]]:
     return rows
 
 
+def _escaped(value: Any) -> Any:
+    r"""Text as OmegaConf takes it literally: `${` would be a reference, and an error where it is not closed."""
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
+
+
+def _unescaped(value: Any) -> Any:
+    """The inverse of `_escaped`; a `${` that somebody typed into the file stays what it is."""
+    if not isinstance(value, str):
+        return value
+    return re.sub(r"(?<!\\)((?:\\\\)*)\\\$\{", lambda found: found[1][::2] + "${", value)
+
+
 def _range(spec: Field) -> str:
     low, high, choices = (spec.metadata[key] for key in ("low", "high", "choices"))
     if choices:
@@ -158,22 +175,40 @@ def _valid(spec: Field, value: Any) -> Any:
     """The value in the field's own type, or SettingsError with the field, the value and what is allowed."""
     kind = type(spec.default)
     try:
-        converted = {str: str, int: _integer, float: float, tuple: _size}[kind](value)
+        converted = {str: _text, int: _integer, float: _number, tuple: _size}[kind](value)
     except (ValueError, TypeError, OverflowError):
-        wanted = {int: "a whole number", float: "a number", tuple: "a size as 512x384"}[kind]
-        raise SettingsError(f"{spec.name}={value!r} is not {wanted}{_allowed(spec)}") from None
+        wanted = {str: "a text", int: "a whole number", float: "a number", tuple: "a size as 512x384"}[kind]
+        shown = f"{spec.name}={value!r:.80}" if value is not None else f"{spec.name} is empty, which"
+        raise SettingsError(f"{shown} is not {wanted}{_allowed(spec)}") from None
     numbers = converted if kind is tuple else (converted,) if kind is not str else ()
     low, high, choices = (spec.metadata[key] for key in ("low", "high", "choices"))
     if not all(low <= number <= high for number in numbers) or (choices and converted not in choices):
-        raise SettingsError(f"{spec.name}={value!r} is out of range{_allowed(spec)}")
-    if kind is str and "\0" in converted:
-        raise SettingsError(f"{spec.name} holds a null character; take it out")
+        raise SettingsError(f"{spec.name}={value!r:.80} is out of range{_allowed(spec)}")
     return converted
 
 
 def _allowed(spec: Field) -> str:
     shown = _range(spec)
     return f": choose {shown}" if shown else ""
+
+
+def _text(value: Any) -> str:
+    """Text, a path, or a number that YAML took a prompt such as 1984 for; nothing is no text."""
+    if value is None:
+        return ""
+    if isinstance(value, bool) or not isinstance(value, (str, Path, int, float)):
+        raise TypeError
+    text = str(value)
+    if "\0" in text:
+        raise ValueError
+    text.encode()  # raises a ValueError for halves of characters, which no file can hold
+    return text
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool):
+        raise TypeError
+    return float(value)
 
 
 def _integer(value: Any) -> int:
