@@ -1,0 +1,148 @@
+"""Captions: what people may say of a scene, in four languages, leaving out whatever they like.
+
+`caption(scene, rng)` gives a text and the facts it mentions; every scene of a batch whose facts include those is as right
+an answer as the scene itself. Words are written in the forms people type: alone, with an article, after a preposition.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .scenes import Scene
+
+LANGUAGES = ("en", "ru", "de", "es")
+
+# fact -> language -> forms, divided by |
+WORDS = {
+    "desert": {"en": "desert|a desert|the desert|in the desert|sand desert|dunes|sand dunes|a hot desert|sahara",
+               "ru": "пустыня|в пустыне|песчаная пустыня|дюны|барханы|сахара",
+               "de": "Wüste|die Wüste|in der Wüste|Dünen|Sanddünen|Sandwüste", "es": "desierto|el desierto|en el desierto|un desierto|dunas"},
+    "sand": {"en": "sand|sandy|on the sand|yellow sand", "ru": "песок|на песке|песчаный", "de": "Sand|im Sand|sandig", "es": "arena|la arena|en la arena"},
+    "snow": {"en": "snow|in the snow|snowy|on snow|winter|white snow|snow covered", "ru": "снег|в снегу|на снегу|зима|снежный|зимой|под снегом",
+             "de": "Schnee|im Schnee|verschneit|Winter|der Schnee", "es": "nieve|la nieve|en la nieve|nevado|invierno"},
+    "meadow": {"en": "meadow|a meadow|green hills|grass|a green field|in the meadow|grassland|field|hills|on the grass",
+               "ru": "луг|поле|на лугу|трава|зелёные холмы|в поле|зеленые холмы|лужайка", "de": "Wiese|auf der Wiese|Gras|grüne Hügel|Feld|im Gras",
+               "es": "prado|en el prado|hierba|colinas verdes|campo|un campo verde"},
+    "sea": {"en": "sea|the sea|ocean|on the sea|water|blue sea|the ocean|at sea|waves", "ru": "море|на море|океан|вода|в море|синее море|волны",
+            "de": "Meer|das Meer|am Meer|Ozean|Wasser|auf dem Meer|See|Wellen", "es": "mar|el mar|en el mar|océano|agua|olas"},
+    "beach": {"en": "beach|a beach|on the beach|sandy beach|seaside|coast|shore", "ru": "пляж|на пляже|берег моря|побережье|песчаный пляж",
+              "de": "Strand|am Strand|Sandstrand|Küste|der Strand", "es": "playa|la playa|en la playa|costa|una playa"},
+    "forest": {"en": "forest|a forest|in the forest|woods|the woods|pine forest|in the woods", "ru": "лес|в лесу|тайга|сосновый лес|еловый лес",
+               "de": "Wald|im Wald|der Wald|Nadelwald|ein Wald", "es": "bosque|el bosque|en el bosque|un bosque"},
+    "city": {"en": "city|a city|in the city|skyline|city skyline|town|skyscrapers|buildings", "ru": "город|в городе|небоскрёбы|здания|мегаполис|небоскребы",
+             "de": "Stadt|in der Stadt|Hochhäuser|eine Stadt|Gebäude|Wolkenkratzer", "es": "ciudad|la ciudad|en la ciudad|edificios|rascacielos"},
+    "mountains": {"en": "mountains|mountain|the mountains|in the mountains|rocks|peaks|a mountain", "ru": "горы|в горах|гора|скалы|вершины",
+                  "de": "Berge|in den Bergen|Berg|Gebirge|Gipfel|die Berge", "es": "montañas|montaña|en las montañas|las montañas|picos"},
+    "snowy mountains": {"en": "snowy mountains|snow mountains|snow capped mountains|alps|snowy peaks|mountains in the snow",
+                        "ru": "снежные горы|заснеженные горы|альпы|горы в снегу", "de": "Schneeberge|verschneite Berge|Alpen|Berge im Schnee",
+                        "es": "montañas nevadas|alpes|picos nevados"},
+    "dawn": {"en": "dawn|at dawn|sunrise|morning|in the morning|early morning", "ru": "рассвет|на рассвете|утро|утром|восход",
+             "de": "Morgen|am Morgen|Sonnenaufgang|Morgendämmerung|bei Sonnenaufgang", "es": "amanecer|al amanecer|mañana|por la mañana|el amanecer"},
+    "day": {"en": "day|by day|daytime|at noon|blue sky|under a blue sky|daylight|noon", "ru": "день|днём|полдень|голубое небо|днем|синее небо",
+            "de": "Tag|am Tag|Mittag|blauer Himmel|tagsüber", "es": "día|de día|mediodía|cielo azul"},
+    "sunset": {"en": "sunset|at sunset|evening|dusk|in the evening|red sky|orange sky", "ru": "закат|на закате|вечер|вечером|красное небо",
+               "de": "Sonnenuntergang|bei Sonnenuntergang|Abend|am Abend|Abendrot", "es": "atardecer|al atardecer|puesta de sol|tarde|ocaso"},
+    "night": {"en": "night|at night|by night|dark|midnight|night sky|darkness", "ru": "ночь|ночью|тёмный|полночь|ночное небо|темно",
+              "de": "Nacht|bei Nacht|nachts|dunkel|Mitternacht|Nachthimmel", "es": "noche|de noche|por la noche|oscuro|medianoche"},
+    "clear": {"en": "clear sky|clear", "ru": "ясное небо|ясно", "de": "klarer Himmel|klar", "es": "cielo despejado|despejado"},
+    "clouds": {"en": "clouds|cloudy|cloudy sky|under clouds", "ru": "облака|облачно|облачное небо|тучи", "de": "Wolken|bewölkt|Wolkenhimmel", "es": "nubes|nublado|cielo nublado"},
+    "rain": {"en": "rain|in the rain|rainy|raining|storm", "ru": "дождь|под дождём|дождливый|гроза|ливень", "de": "Regen|im Regen|regnerisch|es regnet|Sturm", "es": "lluvia|bajo la lluvia|lluvioso|tormenta"},
+    "snowfall": {"en": "snowfall|falling snow|snowing|snowflakes|blizzard", "ru": "снегопад|падает снег|метель|снежинки|идёт снег", "de": "Schneefall|es schneit|Schneeflocken|Schneesturm", "es": "nevada|nieva|copos de nieve|está nevando"},
+    "fog": {"en": "fog|foggy|in the fog|mist|misty", "ru": "туман|в тумане|туманный|дымка", "de": "Nebel|im Nebel|neblig|Dunst", "es": "niebla|en la niebla|con niebla|bruma"},
+    "sun": {"en": "sun|the sun|with the sun|sunny|a bright sun", "ru": "солнце|солнечно|яркое солнце", "de": "Sonne|die Sonne|sonnig", "es": "sol|el sol|soleado"},
+    "moon": {"en": "moon|the moon|full moon|with a moon|moonlight", "ru": "луна|полная луна|с луной|лунный свет", "de": "Mond|der Mond|Vollmond|Mondlicht", "es": "luna|la luna|luna llena"},
+    "stars": {"en": "stars|starry sky|with stars|starry", "ru": "звёзды|звёздное небо|звезды", "de": "Sterne|Sternenhimmel", "es": "estrellas|cielo estrellado"},
+    "rainbow": {"en": "rainbow|a rainbow|with a rainbow", "ru": "радуга|с радугой", "de": "Regenbogen|ein Regenbogen", "es": "arcoíris|un arcoíris"},
+    "cactus": {"en": "cactus|a cactus|with a cactus|cacti|green cactus", "ru": "кактус|с кактусом|кактусы", "de": "Kaktus|ein Kaktus|Kakteen", "es": "cactus|un cactus"},
+    "pine": {"en": "pine|pine tree|a pine tree|fir|christmas tree|a fir tree|spruce|pine trees", "ru": "ёлка|сосна|ель|елка|с ёлкой", "de": "Tanne|eine Tanne|Kiefer|Tannenbaum|Fichte", "es": "pino|un pino|abeto"},
+    "tree": {"en": "tree|a tree|a green tree|with a tree|oak|trees", "ru": "дерево|с деревом|дуб|зелёное дерево|деревья", "de": "Baum|ein Baum|Eiche|Bäume", "es": "árbol|un árbol|roble|árboles"},
+    "palm": {"en": "palm|palm tree|a palm tree|palms|palm trees", "ru": "пальма|с пальмой|пальмы", "de": "Palme|eine Palme|Palmen", "es": "palmera|una palmera|palmeras"},
+    "house": {"en": "house|a house|cottage|hut|with a house|home|cabin", "ru": "дом|домик|изба|с домом|хижина", "de": "Haus|ein Haus|Hütte|Häuschen", "es": "casa|una casa|cabaña"},
+    "sailboat": {"en": "sailboat|a sailboat|sailing boat|boat|ship|with a boat|a sailing ship", "ru": "парусник|лодка|корабль|яхта|с лодкой", "de": "Segelboot|Boot|Schiff|ein Segelboot", "es": "velero|barco|un velero|barco de vela"},
+    "lighthouse": {"en": "lighthouse|a lighthouse|with a lighthouse", "ru": "маяк|с маяком", "de": "Leuchtturm|ein Leuchtturm", "es": "faro|un faro"},
+    "balloon": {"en": "balloon|a balloon|hot air balloon|a hot air balloon|air balloon", "ru": "воздушный шар|шар|с воздушным шаром", "de": "Ballon|Heißluftballon|ein Ballon", "es": "globo|globo aerostático|un globo"},
+    "castle": {"en": "castle|a castle|with a castle|fortress|towers", "ru": "замок|с замком|крепость|башни", "de": "Schloss|Burg|ein Schloss|eine Burg", "es": "castillo|un castillo|fortaleza"},
+    "birds": {"en": "birds|flying birds|with birds|a bird|seagulls", "ru": "птицы|с птицами|чайки|птица", "de": "Vögel|Vogel|Möwen", "es": "pájaros|aves|gaviotas"},
+    "flowers": {"en": "flowers|with flowers|a flower|blossoms", "ru": "цветы|с цветами|цветок", "de": "Blumen|mit Blumen|Blüten", "es": "flores|con flores|flor"},
+    "circle": {"en": "circle|a circle|disc|ball", "ru": "круг|шарик|мяч", "de": "Kreis|Ball", "es": "círculo|un círculo"},
+    "square": {"en": "square|a square", "ru": "квадрат", "de": "Quadrat|Viereck", "es": "cuadrado"},
+    "triangle": {"en": "triangle|a triangle", "ru": "треугольник", "de": "Dreieck", "es": "triángulo"},
+    "heart": {"en": "heart|a heart", "ru": "сердце", "de": "Herz", "es": "corazón"},
+    "star": {"en": "a star|star shape", "ru": "звезда", "de": "Stern", "es": "estrella"},
+}  # fmt: skip
+
+# colour -> language -> the forms for masculine, feminine, neuter, plural
+COLOUR_WORDS = {
+    "red": {"en": "red", "ru": "красный красная красное красные", "de": "roter rote rotes rote", "es": "rojo roja rojo rojas"},
+    "orange": {"en": "orange", "ru": "оранжевый оранжевая оранжевое оранжевые", "de": "oranger orange oranges orange", "es": "naranja naranja naranja naranjas"},
+    "yellow": {"en": "yellow", "ru": "жёлтый жёлтая жёлтое жёлтые", "de": "gelber gelbe gelbes gelbe", "es": "amarillo amarilla amarillo amarillas"},
+    "green": {"en": "green", "ru": "зелёный зелёная зелёное зелёные", "de": "grüner grüne grünes grüne", "es": "verde verde verde verdes"},
+    "blue": {"en": "blue", "ru": "синий синяя синее синие", "de": "blauer blaue blaues blaue", "es": "azul azul azul azules"},
+    "purple": {"en": "purple", "ru": "фиолетовый фиолетовая фиолетовое фиолетовые", "de": "lila lila lila lila", "es": "morado morada morado moradas"},
+    "pink": {"en": "pink", "ru": "розовый розовая розовое розовые", "de": "rosa rosa rosa rosa", "es": "rosa rosa rosa rosas"},
+    "white": {"en": "white", "ru": "белый белая белое белые", "de": "weißer weiße weißes weiße", "es": "blanco blanca blanco blancas"},
+    "black": {"en": "black", "ru": "чёрный чёрная чёрное чёрные", "de": "schwarzer schwarze schwarzes schwarze", "es": "negro negra negro negras"},
+    "brown": {"en": "brown", "ru": "коричневый коричневая коричневое коричневые", "de": "brauner braune braunes braune", "es": "marrón marrón marrón marrones"},
+}  # fmt: skip
+
+# coloured thing -> language -> noun and its gender (0 masculine, 1 feminine, 2 neuter, 3 plural)
+NOUNS = {
+    "house": {"en": "house 0|cottage 0", "ru": "дом 0|домик 0", "de": "Haus 2|Hütte 1", "es": "casa 1"},
+    "sailboat": {"en": "sailboat 0|boat 0|ship 0", "ru": "парусник 0|лодка 1|корабль 0", "de": "Segelboot 2|Boot 2", "es": "velero 0|barco 0"},
+    "balloon": {"en": "balloon 0|hot air balloon 0", "ru": "воздушный шар 0|шар 0", "de": "Ballon 0|Heißluftballon 0", "es": "globo 0"},
+    "flowers": {"en": "flowers 0", "ru": "цветы 3", "de": "Blumen 3", "es": "flores 3"},
+    "circle": {"en": "circle 0|disc 0", "ru": "круг 0", "de": "Kreis 0", "es": "círculo 0"},
+    "square": {"en": "square 0", "ru": "квадрат 0", "de": "Quadrat 2", "es": "cuadrado 0"},
+    "triangle": {"en": "triangle 0", "ru": "треугольник 0", "de": "Dreieck 2", "es": "triángulo 0"},
+    "heart": {"en": "heart 0", "ru": "сердце 2", "de": "Herz 2", "es": "corazón 0"},
+    "star": {"en": "star 0", "ru": "звезда 1", "de": "Stern 0", "es": "estrella 1"},
+    "background": {"en": "background 0|ground 0", "ru": "фон 0", "de": "Hintergrund 0", "es": "fondo 0"},
+}  # fmt: skip
+
+JOINTS = {
+    "en": (" ", ", ", " and ", " with ", " under ", " over "), "ru": (" ", ", ", " и ", ", "),
+    "de": (" ", ", ", " und ", " mit "), "es": (" ", ", ", " y ", " con "),
+}  # fmt: skip
+OPENINGS = {
+    "en": ("", "", "", "a painting of ", "a picture of ", "a photo of "), "ru": ("", "", "", "картина: "),
+    "de": ("", "", "", "ein Bild: "), "es": ("", "", "", "una imagen de "),
+}  # fmt: skip
+
+
+def phrase(fact: str, language: str, rng: np.random.Generator) -> str:
+    """One way to say a fact."""
+    if fact in WORDS:
+        return str(rng.choice(WORDS[fact][language].split("|")))
+    colour, thing = fact.split(" ")
+    noun, gender = str(rng.choice(NOUNS[thing][language].split("|"))).rsplit(" ", 1)
+    forms = COLOUR_WORDS[colour][language].split(" ")
+    tint = forms[int(gender) % len(forms)]
+    said = f"{noun} {tint}" if language == "es" else f"{tint} {noun}"
+    return f"a {said}" if language == "en" and rng.random() < 0.5 else said
+
+
+def caption(scene: Scene, rng: np.random.Generator, language: str = "") -> tuple[str, frozenset[str]]:
+    """A text about a scene, and the facts that it mentions: one to all of them, in any order."""
+    language = language or str(rng.choice(LANGUAGES, p=(0.4, 0.2, 0.2, 0.2)))
+    facts = sorted(scene.facts)
+    doubled = {f.split(" ")[1] for f in facts if " " in f and f not in WORDS}  # said with its colour or without
+    doubled = {thing for thing in doubled if thing in WORDS and rng.random() < 0.75}
+    facts = [f for f in facts if f not in doubled and not (f == "clear" and rng.random() < 0.8)]
+    weight = np.array([1.6 if f in ("desert", "snow") else 1.0 for f in facts])
+    count = min(len(facts), int(rng.choice((1, 2, 3, 4, 5), p=(0.38, 0.27, 0.2, 0.1, 0.05))))
+    said = [str(f) for f in rng.choice(facts, count, replace=False, p=weight / weight.sum())]
+    text = phrase(said[0], language, rng)
+    for fact in said[1:]:
+        text += str(rng.choice(JOINTS[language])) + phrase(fact, language, rng)
+    if rng.random() < 0.3:
+        text = str(rng.choice(OPENINGS[language])) + text
+    return text, frozenset(said)
+
+
+def all_words() -> list[str]:
+    """Every text fragment a caption may be made of: what the vocabulary is collected from."""
+    texts = [form for words in WORDS.values() for forms in words.values() for form in forms.split("|")]
+    texts += [form for words in COLOUR_WORDS.values() for forms in words.values() for form in forms.split(" ")]
+    texts += [form[:-2] for words in NOUNS.values() for forms in words.values() for form in forms.split("|")]
+    texts += [part for parts in (*JOINTS.values(), *OPENINGS.values()) for part in parts]
+    return texts

@@ -1,0 +1,42 @@
+"""Write the trained pair as the package loads it: float16 safetensors under the published names, YAML beside them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import save_file
+from torch import Tensor
+
+from vqclip.perceptor import MEAN, STD
+
+from .captions import LANGUAGES
+
+
+def _halves(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Floats as float16; BatchNorm's counters are of no use to anyone and left out."""
+    return {
+        key: value.detach().half().contiguous() if value.is_floating_point() else value.contiguous()
+        for key, value in state.items()
+        if not key.endswith("num_batches_tracked")
+    }
+
+
+def export_vqgan(painter, ddconfig: dict, folder: Path, recipe: dict) -> None:
+    """`vqgan.safetensors` and `vqgan.yaml` of a `train_vqgan.Painter`, laid out as CompVis' checkpoints."""
+    save_file(_halves(painter.state_dict()), folder / "vqgan.safetensors")
+    book = painter.quantize.embedding.weight
+    params = {"embed_dim": book.shape[1], "n_embed": book.shape[0], "ddconfig": dict(ddconfig)}
+    OmegaConf.save({"model": {"target": "taming.models.vqgan.VQModel", "params": params}, "recipe": recipe},
+                   folder / "vqgan.yaml")  # fmt: skip
+
+
+def export_clip(clip, vocabulary: Tensor, folder: Path, recipe: dict) -> None:
+    """`clip.safetensors` and `clip.yaml` of an OpenAI `CLIP` whose vocabulary is cut to the rows `vocabulary`."""
+    state = _halves(clip.state_dict())
+    state["vocab"] = vocabulary.to(torch.int32)
+    save_file(state, folder / "clip.safetensors")
+    about = {"name": "embedded", "size": clip.visual.input_resolution, "mean": list(MEAN), "std": list(STD),
+             "languages": list(LANGUAGES), "context": clip.context_length, "recipe": recipe}  # fmt: skip
+    OmegaConf.save(about, folder / "clip.yaml")
