@@ -7,13 +7,12 @@ Nothing here executes what a file contains: safetensors are plain data, and torc
 from __future__ import annotations
 
 import hashlib
-import pickle
+import re
 import zipfile
 from pathlib import Path
 
 import torch
 from omegaconf import OmegaConf
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -50,20 +49,35 @@ def find(source: str | Path, root: str | Path, embedded: str) -> Path:
 
 
 def read_config(path: Path) -> dict:
-    """The `model:` node of the YAML file beside a checkpoint, as plain dicts and lists."""
+    """The `model:` node of the YAML file beside a checkpoint, as plain dicts and lists.
+
+    Raises:
+        CheckpointError: there is none, or it does not describe a VQGAN.
+    """
     beside = path.with_suffix(".yaml")
     if not beside.is_file():
         raise CheckpointError(
             f"{path.name} needs its configuration: put the checkpoint's .yaml beside it as {beside.name}"
         )
-    config = OmegaConf.to_container(OmegaConf.load(beside), resolve=True)
-    return config.get("model", config)
+    try:
+        config = OmegaConf.to_container(OmegaConf.load(beside), resolve=True)
+        model = config.get("model", config)
+        params = model["params"].get("first_stage_config", model)["params"]  # a Net2NetTransformer's, or the model's
+        missing = ", ".join(key for key in ("ddconfig", "n_embed", "embed_dim") if key not in params)
+    except Exception as error:  # of what is not YAML, or YAML about something else
+        raise CheckpointError(f"{beside} is not the configuration of a VQGAN: fetch it again") from error
+    if missing:
+        raise CheckpointError(f"{beside} is not the configuration of a VQGAN (no {missing}): fetch it again")
+    return model
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a .safetensors or torch file, by name, on the CPU.
 
     Lightning checkpoints give their `state_dict`, TorchScript archives (OpenAI's CLIP files) their parameters.
+
+    Raises:
+        CheckpointError: the file is damaged, cut short, no checkpoint at all, or holds more than data.
     """
     try:
         if path.suffix == ".safetensors":
@@ -72,10 +86,24 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             return dict(torch.jit.load(path, map_location="cpu").state_dict())
         with torch.serialization.safe_globals([CALLBACK]):
             loaded = torch.load(path, map_location="cpu", weights_only=True)
-        return dict(loaded.get("state_dict", loaded))
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, AttributeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else "it ends too early"
-        raise CheckpointError(f"{path} cannot be read as a checkpoint ({reason}): fetch it again") from error
+        weights = loaded.get("state_dict", loaded)
+        return {name: value for name, value in weights.items() if isinstance(value, Tensor)}
+    except Exception as error:  # readers raise whatever they trip over in a damaged file
+        raise CheckpointError(f"{path} cannot be read as a checkpoint, {_reason(path, error)}: fetch it again, perhaps "
+                              "from elsewhere") from error  # fmt: skip
+
+
+def _reason(path: Path, error: Exception) -> str:
+    """Why, in our words: torch's would have people switch off what protects them."""
+    if isinstance(error, PermissionError):
+        return "it may not be opened"
+    with open(path, "rb") as file:
+        if file.read(64).lstrip().startswith(b"<"):
+            return "it is a web page"
+    foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
+    if foreign:
+        return f"it holds {foreign[1]}, which may run programs and is never loaded"
+    return "it is damaged, cut short or no checkpoint at all"
 
 
 def _is_torchscript(path: Path) -> bool:

@@ -168,7 +168,9 @@ def load_clip(source: str | Path = "embedded", device: str | torch.device = "cpu
     weights = checkpoints.read_weights(path)
     try:
         clip = build_clip(weights, str(source), getattr(torch, precision))
-    except (KeyError, RuntimeError, AssertionError) as error:
-        raise checkpoints.CheckpointError(f"{path} does not hold one of OpenAI's CLIP models ({error})") from error
+    except (LookupError, RuntimeError, ValueError, ArithmeticError, AssertionError) as error:
+        raise checkpoints.CheckpointError(
+            f"{path} does not hold one of OpenAI's CLIP models ({' '.join(str(error).split())[:200]}): fetch it again"
+        ) from error
     clip.sha256 = checkpoints.sha256(path)
     return clip.to(device)
