@@ -113,8 +113,8 @@ class CLIP(nn.Module):
             tokens = self.tokens(text)
             row[: len(tokens.ids)] = torch.tensor(tokens.ids)
             if tokens.unknown:
-                warnings.warn(f"{self.name} never learnt {', '.join(tokens.unknown)!s}: such words paint nothing",
-                              stacklevel=2)  # fmt: skip
+                named = ", ".join(tokens.unknown[:9]) + " ..." * (len(tokens.unknown) > 9)
+                warnings.warn(f"{self.name} never learnt {named}: such words paint nothing", stacklevel=2)
             if tokens.cut:
                 warnings.warn(f"{self.name} reads {tokens.context} tokens; this was cut off: {tokens.cut[:60]!r}",
                               stacklevel=2)  # fmt: skip
@@ -148,7 +148,7 @@ def build_clip(weights: dict[str, Tensor], name: str, precision: torch.dtype = t
         weights["token_embedding.weight"] = full.index_copy(0, vocabulary.long(), rows)
     network = openai_clip("model").build_model(dict(weights)).float()
     network.load_state_dict(weights)  # again: build_model rounds to float16 on the way
-    return CLIP(network.eval().requires_grad_(False), name, vocabulary, precision)
+    return CLIP(network.requires_grad_(False), name, vocabulary, precision).eval()
 
 
 def load_clip(source: str | Path = "embedded", device: str | torch.device = "cpu",
