@@ -3,6 +3,7 @@
 `caption(scene, rng)` gives a text and the facts it mentions; every scene of a batch whose facts include those is as right
 an answer as the scene itself. Words are written in the forms people type: alone, with an article, after a preposition.
 """
+# ruff: noqa: E501  (a word list reads best with one fact and language a line)
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A codebook without training: principal components of patches, then k-means.
 
-Learnt jointly from nothing, a small VQ collapses to few dimensions and loses hues. Patches of f x f pixels, projected on
-their principal components and half whitened (so that colour leads but does not drown form), make a latent in which
+Learnt jointly from nothing, a small VQ collapses to few dimensions and loses hues. Patches of f x f pixels, projected
+on their principal components and half whitened (so that colour leads but does not drown form), make a latent in which
 every code is used from the first step; encoder and decoder learn to speak it.
 """
 

@@ -112,8 +112,8 @@ def scene(seed: int) -> Scene:
         if rng.random() < 0.15:
             objects.append(str(rng.choice(PLACES[ground])))
     objects = dict.fromkeys(objects)
-    return Scene(seed, ground, time, weather,
-                 tuple((name, str(rng.choice(list(COLOURS))) if name in COLOURED else "") for name in objects))  # fmt: skip
+    coloured = tuple((name, str(rng.choice(list(COLOURS))) if name in COLOURED else "") for name in objects)
+    return Scene(seed, ground, time, weather, coloured)
 
 
 # --------------------------------------------------------------------------------------------------- painting
@@ -244,8 +244,8 @@ def _land(canvas, rng, scene, horizon):
             side = 0.75 + 0.5 * (np.gradient(crest)[None] * SIDE * 0.25 + 0.4).clip(0, 1)
             canvas.fill(mask, rock, side * (0.85 + 0.3 * _noise(rng, 17, 17)))
             if ground == "snowy mountains":
-                cap = mask * np.clip((crest[None] + rng.uniform(0.09, 0.15) + 0.07 * (_noise(rng, 23, 9) - 0.5) - y) * 30,
-                                     0, 1)  # fmt: skip
+                cap = mask * np.clip((crest[None] + rng.uniform(0.09, 0.15)
+                                     + 0.07 * (_noise(rng, 23, 9) - 0.5) - y) * 30, 0, 1)  # fmt: skip
                 canvas.fill(cap, (0.97, 0.98, 1.0), 0.82 + 0.25 * side.clip(0, 1))
     if ground == "forest":
         for k in range(3):
@@ -253,7 +253,8 @@ def _land(canvas, rng, scene, horizon):
             for cx in np.arange(-0.02, 1.05, 0.075) + rng.uniform(-0.03, 0.03, 15):
                 half, height = rng.uniform(0.045, 0.065), rng.uniform(0.16, 0.26)
                 green = np.array((0.10, 0.36, 0.14)) * rng.uniform(0.75, 1.1) * (0.75 + 0.14 * k)
-                canvas.fill(_soft(cone(x, y, cx, line - height, line + 0.05, half)), green, 1.1 - 1.5 * (x - cx).clip(0, 0.2))
+                tree = _soft(cone(x, y, cx, line - height, line + 0.05, half))
+                canvas.fill(tree, green, 1.1 - 1.5 * (x - cx).clip(0, 0.2))
     if ground == "city":
         _city(canvas, rng, scene, horizon)
     crest = np.full(SIDE, horizon, np.float32)
@@ -394,8 +395,8 @@ def _palm(canvas, rng, cx, horizon, colour):
         along = (x - tx) * ax + (y - ty) * ay
         drop = ((x - tx) ** 2 + (y - ty) ** 2) * 1.8
         across = np.abs((y - drop - ty) * ax - (x - tx) * ay)
-        canvas.fill(_soft(np.maximum(across - 0.024 * (1 - along / 0.24), np.maximum(np.maximum(-along, along - 0.22), y - ty - 0.2))),
-                    (0.14, 0.52, 0.18))  # fmt: skip
+        leaf = [across - 0.024 * (1 - along / 0.24), -along, along - 0.22, y - ty - 0.2]
+        canvas.fill(_soft(np.maximum.reduce(leaf)), (0.14, 0.52, 0.18))
 
 
 def _house(canvas, rng, cx, horizon, colour):
@@ -418,10 +419,10 @@ def _sailboat(canvas, rng, cx, horizon, colour):
     canvas.fill(_soft(hull), (0.42, 0.24, 0.12))
     canvas.fill(_soft(box(x, y, cx - 0.006, cx + 0.006, base - 0.38, base - 0.04)), (0.3, 0.2, 0.12))
     t = ((y - base + 0.36) / 0.29).clip(0, 1)
-    canvas.fill(_soft(np.maximum(np.maximum(cx + 0.01 - x, x - cx - 0.01 - 0.13 * t), np.maximum(base - 0.36 - y, y - base + 0.07))),
-                COLOURS[colour])  # fmt: skip
-    canvas.fill(_soft(np.maximum(np.maximum(x - cx + 0.015, cx - 0.015 - 0.09 * t - x), np.maximum(base - 0.32 - y, y - base + 0.07))),
-                COLOURS[colour], np.full((SIDE, SIDE), 0.86, np.float32))  # fmt: skip
+    main = [cx + 0.01 - x, x - cx - 0.01 - 0.13 * t, base - 0.36 - y, y - base + 0.07]
+    jib = [x - cx + 0.015, cx - 0.015 - 0.09 * t - x, base - 0.32 - y, y - base + 0.07]
+    canvas.fill(_soft(np.maximum.reduce(main)), COLOURS[colour])
+    canvas.fill(_soft(np.maximum.reduce(jib)), COLOURS[colour], np.full((SIDE, SIDE), 0.86, np.float32))
 
 
 def _lighthouse(canvas, rng, cx, horizon, colour):
@@ -439,9 +440,11 @@ def _lighthouse(canvas, rng, cx, horizon, colour):
 def _balloon(canvas, rng, cx, horizon, colour):
     x, y = _grid()
     cy, r = rng.uniform(0.18, 0.3), rng.uniform(0.11, 0.14)
-    canvas.fill(_soft(np.minimum(disc(x, y, cx, cy, r, r * 1.1), np.maximum(np.abs(x - cx) - r * 0.75 + (y - cy - 0.4 * r) * 0.62,
-                np.maximum(cy - y, y - cy - r * 1.45)))), COLOURS[colour], 0.92 + 0.16 * np.cos((x - cx) / r * 9))  # fmt: skip
-    canvas.fill(_soft(box(x, y, cx - 0.028, cx + 0.028, cy + r * 1.6, cy + r * 1.6 + 0.045)), (0.42, 0.26, 0.13))
+    neck = np.maximum.reduce([np.abs(x - cx) - r * 0.75 + (y - cy - 0.4 * r) * 0.62, cy - y, y - cy - r * 1.45])
+    canvas.fill(_soft(np.minimum(disc(x, y, cx, cy, r, r * 1.1), neck)), COLOURS[colour],
+                0.92 + 0.16 * np.cos((x - cx) / r * 9))  # fmt: skip
+    basket = cy + r * 1.6
+    canvas.fill(_soft(box(x, y, cx - 0.028, cx + 0.028, basket, basket + 0.045)), (0.42, 0.26, 0.13))
 
 
 def _castle(canvas, rng, cx, horizon, colour):
@@ -452,8 +455,8 @@ def _castle(canvas, rng, cx, horizon, colour):
         canvas.fill(_soft(tower), stone, 1.08 - 2 * (x - cx - dx).clip(0, 0.1))
         if half < 0.1:
             canvas.fill(_soft(cone(x, y, cx + dx, base - h - 0.13, base - h, half + 0.015)), (0.35, 0.22, 0.48))
-    canvas.fill(_soft(np.minimum(box(x, y, cx - 0.04, cx + 0.04, base - 0.09, base), disc(x, y, cx, base - 0.09, 0.04))),
-                (0.2, 0.15, 0.12))  # fmt: skip
+    gate = np.minimum(box(x, y, cx - 0.04, cx + 0.04, base - 0.09, base), disc(x, y, cx, base - 0.09, 0.04))
+    canvas.fill(_soft(gate), (0.2, 0.15, 0.12))
 
 
 def _birds(canvas, rng, cx, horizon, colour):

@@ -7,14 +7,14 @@ chains that run the package's own loop against the network while it learns (self
 
 from __future__ import annotations
 
-import lightning
 import numpy as np
+import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqclip.cutouts import AUGMENTS, Cutouts, _bend, resampling
-from vqclip.ops import clamp_with_grad, straight_through
+from vqclip.ops import clamp_with_grad, great_circle, straight_through
 from vqclip.perceptor import MEAN, STD, openai_clip, tokenizer
 
 from .captions import all_words, caption
@@ -71,9 +71,10 @@ def mix(images: Tensor, cell: int) -> Tensor:
 
 
 def agree(logits: Tensor, right: Tensor) -> Tensor:
-    """Cross-entropy with many right answers: logits (T, N), right (T, N) bool -> scalar."""
-    right = right.float()
-    return -((logits.log_softmax(1) * right).sum(1) / right.sum(1).clamp(min=1))[right.sum(1) > 0].mean()
+    """Cross-entropy with many right answers: logits (T, N), right (T, N) bool -> scalar. Rows of none count nothing."""
+    count = right.sum(1)
+    each = -(logits.log_softmax(1) * right).sum(1) / count.clamp(min=1)
+    return each.sum() / (count > 0).sum().clamp(min=1)
 
 
 class Chains:
@@ -99,11 +100,11 @@ class Chains:
     def renew(self, captions) -> None:
         """Let some start anew; `captions` gives pairs of text and facts."""
         for k in range(len(self.texts)):
-            if self.facts[k] is None or np.random.random() < 1 / self.life:
+            if self.facts[k] is None or torch.rand(()) < 1 / self.life:
                 self.texts[k], self.facts[k] = next(captions)
                 codes = torch.randint(len(self.book), self.z.shape[2:])
                 start = self.book[codes].permute(2, 0, 1)
-                if np.random.random() < 0.5:
+                if torch.rand(()) < 0.5:
                     start = self.book.mean(0).view(-1, 1, 1).expand_as(start)
                 self.z[k] = start
                 self.first[k], self.second[k], self.age[k] = 0, 0, 0
@@ -127,26 +128,27 @@ class Chains:
         return images.detach()
 
 
-class JudgesTraining(lightning.LightningModule):
+class JudgesTraining(pl.LightningModule):
     """Contrastive learning with many right answers, against wrong pictures of several kinds.
 
     Args:
         network: arguments of OpenAI's `CLIP`, without the vocabulary's size.
-        lr, steps, weight_decay: AdamW's; warm-up of 100 steps, cosine descent.
-        pixels: the largest norm of an adversarial disturbance of the pictures (0: none).
+        lr, steps, weight_decay: AdamW's; warm-up of 50 steps, cosine descent.
+        cell: pixels of a cell of `mix`, the painter's f.
+        seed: of all disturbances; a step draws the same whether or not training was interrupted before it.
     """
 
-    def __init__(self, network: dict, lr: float, steps: int, weight_decay: float, cell: int, seed: int):
+    def __init__(self, network: dict, lr: float, steps: int, weight_decay: float, cell: int, seed: int = 0):
         super().__init__()
         self.save_hyperparameters()
         self.vocabulary = Vocabulary()
         self.clip = openai_clip("model").CLIP(**network, vocab_size=len(self.vocabulary.ids))
         nn.init.constant_(self.clip.logit_scale, np.log(10.0))
         self.cutter = Cutouts(network["image_resolution"], how=AUGMENTS["mse"], seed=seed)
-        self.register_buffer("average", torch.tensor(MEAN).view(1, 3, 1, 1))
-        self.register_buffer("spread", torch.tensor(STD).view(1, 3, 1, 1))
+        self.register_buffer("average", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("spread", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
         self.chains: Chains | None = None
-        self.decoder = None  # a Painter, to show wrong codes
+        self.captions = iter(())  # pairs of text and facts, for chains
 
     def see(self, glimpses: Tensor) -> Tensor:
         """Glimpses (N, 3, S, S) in [0, 1] -> unit rows (N, D)."""
@@ -154,38 +156,48 @@ class JudgesTraining(lightning.LightningModule):
 
     def read(self, texts: list[str]) -> Tensor:
         """T texts -> unit rows (T, D)."""
-        return F.normalize(self.clip.encode_text(self.vocabulary.encode(texts, self.clip.context_length)).float(), dim=1)
+        tokens = self.vocabulary.encode(texts, self.clip.context_length).to(self.average.device)
+        return F.normalize(self.clip.encode_text(tokens).float(), dim=1)
 
-    def wrong(self, images: Tensor) -> Tensor:
-        """Pictures like scenes, but wrong: cells mixed, and codes replaced where there is a painter."""
-        return mix(images, self.hparams.cell)
-
-    def training_step(self, batch, step: int) -> Tensor:
-        images, facts, texts, said = batch
-        wrong = self.wrong(images)
-        pictures = [images, wrong]
-        holds = [[s <= f for f in facts] for s in said]
-        right = torch.tensor(holds)
+    def training_step(self, batch, batch_idx: int) -> Tensor:
+        images, wrong, facts, texts, said = batch
+        torch.manual_seed(self.hparams.seed * 1_000_003 + batch_idx)
+        self.cutter.generator.manual_seed(batch_idx)
+        pictures = [images, torch.cat([mix(images, self.hparams.cell)[: len(images) // 2], wrong])]
+        texts, said = list(texts), list(said)
         if self.chains is not None:
-            pictures.append(self._play())
-            texts = [*texts, *self.chains.texts]
-            right = torch.cat([right, torch.tensor([[s <= f for f in facts] for s in self.chains.facts])])
-        glimpses = torch.cat([look(some, self.cutter) for some in pictures])
-        seen, read = self.see(glimpses), self.read(texts)
-        logits = self.clip.logit_scale.exp().clamp(max=30) * read @ seen.T  # (T, N)
-        none = torch.zeros(len(texts), len(seen) - len(images), dtype=torch.bool)
-        loss_texts = agree(logits, torch.cat([right, none], 1))
-        loss_images = agree(logits[:, : len(images)].T, right.T)
-        with torch.no_grad():
-            real = (logits[:, : len(images)] * right).sum() / right.sum()
-            self.log("gap", real - logits[:, len(images) : 2 * len(images)].mean())
-            if self.chains is not None:
-                n = len(self.chains.texts)
-                self.log("chain", logits[-n:, -n:].diag().mean())
-                self.log("real", real)
-        self.log("texts", loss_texts, prog_bar=True)
-        self.log("images", loss_images, prog_bar=True)
-        return loss_texts + 0.5 * loss_images
+            played = self._play()
+            pictures += [played, played]  # two glimpses of each
+            texts, said = texts + self.chains.texts, said + self.chains.facts
+        seen = self.see(torch.cat([look(some, self.cutter) for some in pictures]))
+        logits = self.clip.logit_scale.exp().clamp(max=30) * self.read(texts) @ seen.T  # (T, N)
+        right = torch.tensor([[s <= f for f in facts] for s in said], device=logits.device)  # (T, B)
+        none = torch.zeros(len(texts), len(seen) - len(images), dtype=torch.bool, device=logits.device)
+        right_of_all, excused = torch.cat([right, none], 1), logits + self._excused(said, logits)
+        own = len(images)  # captions of the batch come first, then those of the chains, which weigh as much together
+        losses = {"texts": agree(excused[:own], right_of_all[:own]), "images": agree(logits[:, :own].T, right.T)}
+        if self.chains is not None:
+            losses["chains"] = agree(excused[own:], right_of_all[own:])
+        self.log_dict({**losses, **self._margins(logits.detach(), right)})
+        return sum(losses.values())
+
+    def _excused(self, said, logits: Tensor) -> Tensor:
+        """A chain counts against its own caption only: it may well show what another caption says too."""
+        excused = torch.zeros_like(logits)
+        if self.chains is not None:
+            n = len(self.chains.facts)
+            shared = torch.tensor([[s <= f for f in self.chains.facts] for s in said], device=logits.device)
+            shared[-n:] &= ~torch.eye(n, dtype=torch.bool, device=logits.device)
+            excused[:, -2 * n :] = shared.float().repeat(1, 2) * -30
+        return excused
+
+    def _margins(self, logits: Tensor, right: Tensor) -> dict[str, Tensor]:
+        """How right pictures fare, and the chains on their own captions: they should stay below."""
+        margins = {"real": (logits[:, : right.shape[1]] * right).sum() / right.sum()}
+        if self.chains is not None:
+            n = len(self.chains.facts)
+            margins["chain"] = logits[-n:, -n:].diag().mean()
+        return margins
 
     def _play(self) -> Tensor:
         """One step of the chains, seen by the network in its present state."""
@@ -196,11 +208,8 @@ class JudgesTraining(lightning.LightningModule):
             targets = self.read(self.chains.texts)
 
         def distance(images: Tensor) -> Tensor:
-            total = 0.0
-            for _ in range(2):
-                seen = self.see(look(images, self.cutter))
-                total = total + (seen - targets).norm(dim=1).div(2).arcsin().pow(2).mul(2).sum()
-            return total
+            seen = [self.see(look(images, self.cutter)) for _ in range(2)]
+            return sum(great_circle(some, targets).diagonal().sum() for some in seen)
 
         images = self.chains.step(distance)
         self.clip.train(training)
@@ -210,30 +219,68 @@ class JudgesTraining(lightning.LightningModule):
         optimizer = torch.optim.AdamW(self.clip.parameters(), self.hparams.lr, (0.9, 0.98),
                                       weight_decay=self.hparams.weight_decay)  # fmt: skip
         steps = self.hparams.steps
-        rate = lambda s: min((s + 1) / 100, 0.02 + 0.98 * (0.5 + 0.5 * np.cos(np.pi * min(s / steps, 1))))  # noqa: E731
+        rate = lambda s: min((s + 1) / 50, 0.03 + 0.97 * (0.5 + 0.5 * np.cos(np.pi * min(s / steps, 1))))  # noqa: E731
         return [optimizer], [{"scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, rate), "interval": "step"}]
 
 
 class Captioned(torch.utils.data.IterableDataset):
-    """Batches (images (B, 3, H, W) in [0, 1], their facts, texts, the facts the texts mention) from one seed."""
+    """Batches (images, wrong, facts, texts, said), step by step from one seed.
 
-    def __init__(self, pictures: np.ndarray, first: int, batch: int, seed: int, skip: int = 0):
-        self.pictures, self.first, self.batch, self.seed, self.skip = pictures, first, batch, seed, skip
-        self.scenes = [scene(first + k) for k in range(len(pictures))]
+    images (B, 3, H, W) in [0, 1]: scenes as rendered or, where there is a painter, half of them as it repaints them,
+    so that its manner is no sign of anything. wrong (B', 3, H, W): what it paints of spoilt codes. facts: what is
+    true of each image. texts, said: a caption of each image and the facts that it mentions.
+
+    Args:
+        pictures: (M, H, W, 3) uint8, the scenes 0 to M.
+        repainted, spoilt: (M', H, W, 3) uint8, the first scenes through the painter; see `repaint`. Or None.
+    """
+
+    def __init__(self, pictures, batch: int, seed: int, skip: int = 0, repainted=None, spoilt=None):
+        self.pictures, self.batch, self.seed, self.skip = pictures, batch, seed, skip
+        self.repainted, self.spoilt = repainted, spoilt
+        self.scenes = [scene(k) for k in range(len(pictures))]
 
     def __iter__(self):
         step = self.skip
         while True:
             rng = np.random.default_rng((self.seed, step))
-            chosen = np.sort(rng.choice(len(self.pictures), self.batch, replace=False))
-            images = torch.from_numpy(self.pictures[chosen]).permute(0, 3, 1, 2).float() / 255
-            scenes = [self.scenes[k] for k in chosen]
+            chosen = rng.choice(len(self.pictures), self.batch, replace=False)
+            parts, wrong = [self.pictures[np.sort(chosen)]], self.pictures[:0]
+            scenes = [self.scenes[k] for k in np.sort(chosen)]
+            if self.repainted is not None:
+                again, spoilt = rng.choice(len(self.repainted), (2, self.batch // 2))
+                parts = [parts[0][: self.batch - len(again)], self.repainted[again]]
+                scenes = scenes[: self.batch - len(again)] + [self.scenes[k] for k in again]
+                wrong = self.spoilt[spoilt]
             texts, said = zip(*(caption(s, rng) for s in scenes), strict=True)
-            yield images, [s.facts for s in scenes], list(texts), list(said)
+            yield _floats(np.concatenate(parts)), _floats(wrong), [s.facts for s in scenes], texts, said
             step += 1
 
-    def captions(self, seed: int):
+    def captions(self):
         """Pairs of text and facts without end."""
-        rng = np.random.default_rng((self.seed, seed, 1))
+        rng = np.random.default_rng((self.seed, self.skip, 1))
         while True:
             yield caption(self.scenes[rng.integers(len(self.scenes))], rng)
+
+
+def _floats(pictures: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 255
+
+
+@torch.no_grad()
+def repaint(training, pictures: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pictures as the painter of a `PaintersTraining` shows their codes, and the same with some codes replaced."""
+    painter, generator = training.painter.eval(), torch.Generator().manual_seed(seed)
+    again, spoilt = np.empty_like(pictures), np.empty_like(pictures)
+    for first in range(0, len(pictures), 16):
+        some = slice(first, first + 16)
+        codes = training.codes((_floats(pictures[some]) * 2 - 1).to(training.device)).cpu()
+        draw = lambda *shape: torch.rand(*shape, generator=generator)  # noqa: E731
+        anything = torch.randint(len(painter.quantize.embedding.weight), codes.shape, generator=generator)
+        other = torch.where(draw(len(codes), 1, 1) < 0.5, anything, codes.roll(1, 0))
+        bad = torch.where(draw(codes.shape) < draw(len(codes), 1, 1) ** 1.3, other, codes)
+        for target, grid in ((again, codes), (spoilt, bad)):
+            with torch.autocast(training.device.type, torch.bfloat16):
+                painted = painter.decode(painter.embed(grid.to(training.device)))
+            target[some] = ((painted.float().clamp(-1, 1) + 1) * 127.5 + 0.5).byte().permute(0, 2, 3, 1).cpu().numpy()
+    return again, spoilt

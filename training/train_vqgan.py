@@ -1,8 +1,8 @@
 """The VQGAN of the embedded pair: taming's encoder and decoder around a codebook of patches.
 
 The decoder learns to paint scenes from codes of which a random share is wrong, so that it mends grids that no picture
-has: most of what guidance tries on its way then looks like some scene. The encoder learns the patch projection that the codes
-stand for, so that pictures to start from go the usual way.
+has: most of what guidance tries on its way then looks like some scene. A critic of patches keeps edges. The encoder
+learns the patch projection that the codes stand for, so that pictures to start from go the usual way.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from __future__ import annotations
 import contextlib
 import io
 
-import lightning
 import numpy as np
+import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from taming.modules.diffusionmodules.model import Decoder, Encoder
@@ -82,19 +82,39 @@ class Crops(torch.utils.data.IterableDataset):
             step += 1
 
 
-class PaintersTraining(lightning.LightningModule):
-    """Decoder on codes of the patch projection, and encoder on the projection itself.
+class Critic(nn.Sequential):
+    """Tells patches of about 30 pixels of real scenes from painted (PatchGAN, arXiv 1611.07004, spectrally normed)."""
+
+    def __init__(self, width: int = 48):
+        norm, relu = nn.utils.parametrizations.spectral_norm, nn.LeakyReLU(0.2)
+        super().__init__(
+            norm(nn.Conv2d(3, width, 4, 2, 1)), relu,
+            norm(nn.Conv2d(width, 2 * width, 4, 2, 1)), relu,
+            norm(nn.Conv2d(2 * width, 2 * width, 3, 1, 1)), relu,
+            norm(nn.Conv2d(2 * width, 2 * width, 4, 2, 1)), relu,
+            nn.Conv2d(2 * width, 1, 3, 1, 1),
+        )  # fmt: skip
+
+
+class PaintersTraining(pl.LightningModule):
+    """Decoder on codes of the patch projection, critic on what it paints, encoder on the projection itself.
 
     Args:
         ddconfig, n_embed, embed_dim: as in CompVis' configurations.
         lr: Adam's, at the top of a warm-up of 50 steps and a cosine descent over `steps`.
         wrong: the largest share of codes that is replaced.
+        critic_from: the step from which the critic is listened to; it learns from 30 steps before.
+        critic_share: its gradient at the decoder's last layer, relative to that of the reconstruction.
+        seed: of the corruption; a step draws the same whether or not training was interrupted before it.
     """
 
-    def __init__(self, ddconfig: dict, n_embed: int, embed_dim: int, lr: float, steps: int, wrong: float):
+    def __init__(self, ddconfig: dict, n_embed: int, embed_dim: int, lr: float, steps: int, wrong: float,
+                 critic_from: int, critic_share: float, seed: int = 0):  # fmt: skip
         super().__init__()
         self.save_hyperparameters()
-        self.painter = Painter(ddconfig, n_embed, embed_dim)
+        self.automatic_optimization = False
+        self.painter, self.critic = Painter(ddconfig, n_embed, embed_dim), Critic()
+        self.painter.quantize.embedding.weight.requires_grad_(False)
         self.f = 2 ** (len(ddconfig["ch_mult"]) - 1)
         self.register_buffer("weight", torch.zeros(embed_dim, 3 * self.f**2))
         self.register_buffer("mean", torch.zeros(3 * self.f**2))
@@ -102,28 +122,59 @@ class PaintersTraining(lightning.LightningModule):
     def fit_codes(self, pictures: np.ndarray, patches: int, rounds: int, seed: int) -> None:
         """Set projection and codebook from pictures; see `codes.py`."""
         points = sample_patches(pictures, self.f, patches, seed)
-        self.weight, self.mean = principal(points, len(self.weight))
-        points = (points - self.mean) @ self.weight.T
-        self.painter.quantize.embedding.weight.data = kmeans(points, len(self.painter.quantize.embedding.weight), rounds, seed)
-        self.painter.quantize.embedding.weight.requires_grad_(False)
+        weight, mean = principal(points, len(self.weight))
+        self.weight.copy_(weight)
+        self.mean.copy_(mean)
+        points = (points - mean) @ weight.T
+        codebook = self.painter.quantize.embedding.weight
+        codebook.data.copy_(kmeans(points, len(codebook), rounds, seed))
 
-    def training_step(self, images: Tensor, step: int) -> Tensor:
+    def codes(self, images: Tensor) -> Tensor:
+        """The codes of images (B, 3, H, W) in [-1, 1], by the projection itself: (B, h, w)."""
+        return self.painter.nearest(project(images.float(), self.weight, self.mean, self.f))
+
+    def training_step(self, images: Tensor, batch_idx: int) -> None:
+        at = self.global_step // 2  # Lightning counts the steps of both optimisers
+        torch.manual_seed(self.hparams.seed * 1_000_003 + batch_idx)
+        both, critics = self.optimizers()
         z = project(images.float(), self.weight, self.mean, self.f)
         codes = corrupt(self.painter.nearest(z), self.hparams.wrong, self.hparams.n_embed)
         painted = self.painter.decode(self.painter.embed(codes)).float()
-        loss = reconstruction(painted, images)
-        self.log("paint", loss, prog_bar=True)
-        if self.hparams.get("encoder", True):
-            distance = F.mse_loss(self.painter.encode(images).float(), z)
-            self.log("encode", distance, prog_bar=True)
-            loss = loss + distance
-        return loss
+        paint = reconstruction(painted, images)
+        encode = F.mse_loss(self.painter.encode(images).float(), z)
+        loss = paint + encode
+        if at >= self.hparams.critic_from:
+            loss = loss + self._liking(painted, paint, at)
+        both.zero_grad()
+        self.manual_backward(loss)
+        self.clip_gradients(both, 1.0, "norm")
+        both.step()
+        self.lr_schedulers().step()
+
+        real, fake = self.critic(torch.cat([images, painted.detach()])).float().chunk(2)
+        hinge = F.relu(1 - real).mean() + F.relu(1 + fake).mean()
+        critics.zero_grad()
+        self.manual_backward(hinge * (at >= self.hparams.critic_from - 30))
+        critics.step()
+        self.log_dict({"paint": paint, "encode": encode, "critic": hinge}, prog_bar=True)
+
+    def _liking(self, painted: Tensor, paint: Tensor, at: int) -> Tensor:
+        """The critic's opinion, scaled to a fixed share of the reconstruction's gradient (Esser et al. 2020)."""
+        self.critic.requires_grad_(False)
+        dislike = -self.critic(painted).float().mean()
+        self.critic.requires_grad_(True)
+        last = self.painter.decoder.conv_out.weight
+        size = [torch.autograd.grad(x, last, retain_graph=True)[0].norm() for x in (paint, dislike)]
+        ramp = min(1.0, (at - self.hparams.critic_from) / 100)
+        return dislike * self.hparams.critic_share * ramp * (size[0] / (size[1] + 1e-6)).clamp(max=10)
 
     def configure_optimizers(self):
-        optimizer = torch.optim.Adam([p for p in self.parameters() if p.requires_grad], self.hparams.lr, (0.9, 0.99))
+        learnt = [p for p in self.painter.parameters() if p.requires_grad]
+        both = torch.optim.Adam(learnt, self.hparams.lr, (0.9, 0.99))
+        critics = torch.optim.Adam(self.critic.parameters(), 4e-4, (0.5, 0.9))
         steps = self.hparams.steps
-        rate = lambda s: min((s + 1) / 50, 0.02 + 0.98 * (0.5 + 0.5 * np.cos(np.pi * min(s / steps, 1))))  # noqa: E731
-        return [optimizer], [{"scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, rate), "interval": "step"}]
+        rate = lambda s: min((s + 1) / 50, 0.03 + 0.97 * (0.5 + 0.5 * np.cos(np.pi * min(s / steps, 1))))  # noqa: E731
+        return [both, critics], [torch.optim.lr_scheduler.LambdaLR(both, rate)]
 
 
 def reconstruction(painted: Tensor, image: Tensor) -> Tensor:

@@ -1,0 +1,149 @@
+"""The embedded pair's recipe: scenes are what their facts say, captions mention only what is true, losses fall."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+import vqclip
+from training.captions import LANGUAGES, NOUNS, all_words, caption, phrase
+from training.scenes import COLOURS, GROUNDS, SHAPES, SIDE, Scene, render, scene
+from vqclip.perceptor import tokenizer
+
+
+def picture(**what) -> np.ndarray:
+    """A scene in [0, 1]."""
+    return render(Scene(**{"seed": 3, "ground": "meadow", **what})) / 255
+
+
+def test_scenes_are_the_same_for_ever_and_differ():
+    assert scene(5) == scene(5)
+    assert (render(scene(5)) == render(scene(5))).all()
+    assert len({render(scene(k)).tobytes() for k in range(20)}) == 20
+
+
+def test_all_grounds_are_painted_whole():
+    for k, ground in enumerate(GROUNDS):
+        painted = render(Scene(k, ground))
+        assert painted.shape == (SIDE, SIDE, 3) and painted.dtype == np.uint8
+        assert painted.std() > 10
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_light_follows_the_time(seed):
+    day, sunset, night = (picture(seed=seed, time=time) for time in ("day", "sunset", "night"))
+    assert night.mean() < sunset.mean() < day.mean()
+    assert night.mean() < 0.25
+    sky = slice(20, 50)
+    assert sunset[sky, :, 0].mean() > sunset[sky, :, 2].mean()  # red in the evening, blue at noon
+    assert day[sky, :, 2].mean() > day[sky, :, 0].mean()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_grounds_have_their_colours(seed):
+    bottom = {ground: picture(seed=seed, ground=ground)[-12:].mean((0, 1)) for ground in GROUNDS}
+    assert bottom["snow"].min() > 0.75
+    assert bottom["desert"][0] > bottom["desert"][1] > bottom["desert"][2] + 0.15
+    assert bottom["meadow"].argmax() == 1 and bottom["forest"].argmax() == 1
+    assert bottom["sea"].argmax() == 2
+    assert bottom["beach"][0] > bottom["beach"][2]
+
+
+@pytest.mark.parametrize("colour", COLOURS)
+@pytest.mark.parametrize("thing", ["house", "sailboat", "balloon", "flowers"])
+def test_things_have_their_colour(thing, colour):
+    ground = "sea" if thing == "sailboat" else "meadow"
+    bare, with_it = picture(ground=ground), picture(ground=ground, objects=((thing, colour),))
+    changed = np.abs(with_it - bare).max(2) > 0.05
+    near = np.abs(with_it - np.array(COLOURS[colour])).max(2) < 0.17
+    assert (changed & near).sum() > 40
+
+
+@pytest.mark.parametrize("thing", sorted({name for k in range(400) for name, _ in scene(k).objects}))
+def test_every_thing_is_seen(thing):
+    time = "night" if thing in ("moon", "stars") else "day"
+    colour = "red" if thing in NOUNS else ""
+    if thing in SHAPES:
+        found = picture(ground="", objects=((thing, colour),), backdrop="blue")
+        bare = np.broadcast_to(COLOURS["blue"], found.shape)
+    else:
+        found, bare = picture(time=time, objects=((thing, colour),)), picture(time=time)
+    assert (np.abs(found - bare).max(2) > 0.1).sum() > 60
+
+
+def test_captions_mention_only_what_is_true():
+    rng = np.random.default_rng(0)
+    for k in range(300):
+        shown = scene(k)
+        text, said = caption(shown, rng)
+        assert text.strip() and said and said <= shown.facts
+
+
+def test_captions_repeat_with_their_seed_and_vary_without():
+    shown = scene(8)
+    texts = [caption(shown, np.random.default_rng(seed)) for seed in range(30)]
+    assert texts == [caption(shown, np.random.default_rng(seed)) for seed in range(30)]
+    assert len(set(texts)) > 10
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_fact_has_words_in_every_language(language):
+    rng = np.random.default_rng(0)
+    for fact in {fact for k in range(3000) for fact in scene(k).facts}:
+        assert phrase(fact, language, rng).strip()
+
+
+def test_colours_agree_with_their_nouns():
+    rng = np.random.default_rng(1)
+    assert {phrase("red sailboat", "ru", rng) for _ in range(40)} == {
+        "красный парусник", "красная лодка", "красный корабль"}  # fmt: skip
+    assert phrase("red flowers", "de", rng) == "rote Blumen"
+    assert phrase("red house", "es", rng) == "casa roja"
+
+
+def test_the_vocabulary_covers_all_captions():
+    bpe, rng = tokenizer(), np.random.default_rng(2)
+    known = {token for text in all_words() for token in bpe.encode(text)}
+    for k in range(300):
+        assert known.issuperset(bpe.encode(caption(scene(k), rng)[0]))
+
+
+MINIATURE = """
+scenes=48 processes=1 save_every=4 accelerator=cpu precision=32-true
+vqgan.n_embed=64 vqgan.patches=1500 vqgan.rounds=4 vqgan.batch=4 vqgan.steps={vqgan} vqgan.critic_from=10
+vqgan.ddconfig.z_channels=32 clip.batch=12 clip.steps={clip} clip.network.transformer_layers=1
+clip.network.transformer_width=64 clip.network.transformer_heads=1 clip.network.embed_dim=32
+play.repainted=12 play.steps={play} play.chains=2
+""".split()
+
+
+def curve(folder: Path, stage: str, name: str) -> list[float]:
+    """A logged value over all versions of a stage."""
+    files = sorted((folder / stage / "curves").glob("version_*/metrics.csv"))
+    return [float(row[name]) for file in files for row in csv.DictReader(file.open()) if row.get(name)]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_miniature_learns_resumes_and_paints(tmp_path):
+    from training.train import read_recipe, train
+
+    def run(vqgan: int, clip: int, play: int) -> None:
+        changes = [line.format(vqgan=vqgan, clip=clip, play=play) for line in MINIATURE]
+        train(read_recipe([*changes, f"folder={tmp_path / 'runs'}", f"out={tmp_path / 'pair'}"]))
+
+    run(50, 50, 2)
+    first = load_file(tmp_path / "pair" / "vqgan.safetensors")
+    run(100, 100, 4)  # goes on where it stopped
+    second = load_file(tmp_path / "pair" / "vqgan.safetensors")
+    assert (first["quantize.embedding.weight"] == second["quantize.embedding.weight"]).all()
+    assert (first["decoder.conv_out.weight"] != second["decoder.conv_out.weight"]).any()
+    for stage, name in (("vqgan", "paint"), ("vqgan", "encode"), ("clip", "texts")):
+        values = curve(tmp_path / "runs", stage, name)
+        assert len(values) >= 4 and values[-1] < values[0], (name, values)
+    run_ = vqclip.generate("desert", tmp_path / "pair" / "vqgan.safetensors", tmp_path / "pair" / "clip.safetensors",
+                           steps=2, cutouts=2, size=(32, 32))  # fmt: skip
+    frames = list(run_)
+    assert len(frames) == 3 and all(np.isfinite(frame.similarity["desert"]) for frame in frames)

@@ -1,0 +1,118 @@
+"""Make the embedded pair: `python -m training.train [key=value ...]`, keys as in recipe.yaml.
+
+Three stages, each resumed where it stopped: the VQGAN; the CLIP on scenes; the CLIP against what guidance paints
+with it. Runs unchanged on a CPU or a GPU.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.loggers import CSVLogger
+
+from .data import rendered
+from .export import export_clip, export_vqgan
+from .train_clip import Captioned, Chains, JudgesTraining, repaint
+from .train_vqgan import Crops, PaintersTraining
+
+RECIPE = Path(__file__).parent / "recipe.yaml"
+
+
+def read_recipe(changes: list[str]) -> DictConfig:
+    """The recipe with `key=value` changes; raises KeyError for a key that it has not."""
+    recipe = OmegaConf.load(RECIPE)
+    OmegaConf.set_struct(recipe, True)
+    recipe.merge_with_dotlist(changes)
+    return recipe
+
+
+def fit(module: pl.LightningModule, batches, recipe: DictConfig, name: str, steps: int, optimizers: int = 1) -> None:
+    """Train until `steps`, from the last checkpoint of that name if there is one.
+
+    Args:
+        batches: gives the data from a step on: `batches(skip)`.
+        optimizers: how many steps Lightning counts for one batch.
+    """
+    folder = Path(recipe.folder) / name
+    last = folder / "last.ckpt"
+    done = torch.load(last, map_location="cpu", weights_only=False)["global_step"] // optimizers if last.exists() else 0
+    if done >= steps:
+        module.load_state_dict(torch.load(last, map_location="cpu", weights_only=False)["state_dict"])
+        return
+    keep = ModelCheckpoint(folder, save_last=True, every_n_train_steps=recipe.save_every * optimizers)
+    trainer = pl.Trainer(
+        max_steps=steps * optimizers, max_epochs=-1, accelerator=recipe.accelerator, devices=1,
+        precision=recipe.precision, callbacks=[keep], logger=CSVLogger(folder, "curves"), log_every_n_steps=25,
+        gradient_clip_val=1.0 if optimizers == 1 else None, enable_model_summary=False,
+        enable_progress_bar=sys.stderr.isatty(),
+    )  # fmt: skip
+    loader = torch.utils.data.DataLoader(batches(done), batch_size=None)
+    trainer.fit(module, loader, ckpt_path=last if last.exists() else None, weights_only=False)
+    trainer.save_checkpoint(last)
+
+
+def train_vqgan(recipe: DictConfig, pictures: np.ndarray) -> PaintersTraining:
+    """The painter."""
+    v = recipe.vqgan
+    ddconfig = OmegaConf.to_container(v.ddconfig)
+    training = PaintersTraining(ddconfig, v.n_embed, v.embed_dim, v.lr, v.steps, v.wrong, v.critic_from,
+                                v.critic_share, recipe.seed)  # fmt: skip
+    if not (Path(recipe.folder) / "vqgan" / "last.ckpt").exists():
+        training.fit_codes(pictures, v.patches, v.rounds, recipe.seed)
+    fit(training, lambda skip: Crops(pictures, v.batch, v.crop, recipe.seed, skip), recipe, "vqgan", v.steps, 2)
+    return training
+
+
+def train_clip(recipe: DictConfig, pictures: np.ndarray, painting: PaintersTraining) -> JudgesTraining:
+    """The judge: first on scenes alone, then against the painter."""
+    c, play = recipe.clip, recipe.play
+    network = OmegaConf.to_container(c.network)
+    network["vision_layers"] = tuple(network["vision_layers"])
+    cell = painting.f
+    first = JudgesTraining(network, c.lr, c.steps, c.weight_decay, cell, recipe.seed)
+    fit(first, lambda skip: Captioned(pictures, c.batch, recipe.seed, skip), recipe, "clip", c.steps)
+
+    judging = JudgesTraining(network, play.lr, play.steps, c.weight_decay, cell, recipe.seed + 1)
+    judging.load_state_dict(first.state_dict())
+    again, spoilt = repaint(painting, np.asarray(pictures[: play.repainted]), recipe.seed)
+
+    def batches(skip: int) -> Captioned:
+        data = Captioned(pictures, c.batch, recipe.seed + 1, skip, again, spoilt)
+        judging.captions = data.captions()
+        return data
+
+    judging.chains = Chains(painting.painter, play.chains, play.life, play.chain_lr)
+    fit(judging, batches, recipe, "play", play.steps)
+    return judging
+
+
+def provenance(recipe: DictConfig) -> dict:
+    """What made the weights: the recipe, versions, the commit."""
+    asked = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=RECIPE.parent)
+    plain = OmegaConf.to_container(recipe)
+    plain = {key: value for key, value in plain.items() if key not in ("folder", "out", "processes")}
+    return {**plain, "commit": asked.stdout.strip() or "unknown", "torch": str(torch.__version__),
+            "pytorch_lightning": pl.__version__, "numpy": np.__version__}  # fmt: skip
+
+
+def train(recipe: DictConfig) -> None:
+    """All of it, and the pair written to `recipe.out`."""
+    pl.seed_everything(recipe.seed)
+    pictures = rendered(Path(recipe.folder), recipe.scenes, processes=recipe.processes)
+    painting = train_vqgan(recipe, pictures)
+    judging = train_clip(recipe, pictures, painting)
+    out = Path(recipe.out)
+    out.mkdir(parents=True, exist_ok=True)
+    export_vqgan(painting.painter, OmegaConf.to_container(recipe.vqgan.ddconfig), out, provenance(recipe))
+    export_clip(judging.clip, judging.vocabulary.ids, out, provenance(recipe))
+
+
+if __name__ == "__main__":
+    train(read_recipe(sys.argv[1:]))
