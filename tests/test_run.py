@@ -250,7 +250,7 @@ def test_an_interrupt_at_any_line_of_a_step_leaves_the_run_at_rest(painter, part
             assert same(run.state(), before), lines.where
             next(run)
             assert same(run.state(), after), lines.where
-    assert n > 80
+    assert n > 40  # how many lines a step has differs with Python
 
 
 def test_an_interrupt_while_going_back_after_an_interrupt(painter):

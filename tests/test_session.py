@@ -232,6 +232,19 @@ def test_what_was_changed_while_it_was_painted_is_kept(begun, models):
     assert np.array_equal(again.codes.read(), made.codes.read()) and again.losses() == made.losses()
 
 
+def test_what_is_changed_after_an_interrupt_acts(begun, whole):
+    """The step that was made and not recorded is taken back; nothing older is, and no change is."""
+    made, painting = begun
+    with pytest.raises(KeyboardInterrupt), mishaps.at_call(3, mishaps.interrupt, codelog.CodeLog, "append"):
+        list(made.record(painting))
+    assert painting.step == len(made.codes) == 2
+    painting.losses["judge"][1].set_weights([-1.0, 0.5], [-np.inf, -np.inf])
+    assert [frame.step for frame in made.record(painting)] == [2, 3, 4]
+    assert painting.losses["judge"][1].weights.tolist() == [-1.0, 0.5]
+    assert np.array_equal(made.codes.read(last=2), whole.codes[:3])
+    assert made.losses()[:2] == whole.losses[:2] and made.losses()[2] != whole.losses[2]
+
+
 def test_a_loss_of_ones_own_must_be_added_again_and_it_is_said(paused, models):
     made, painting = paused
     painting.losses["mine"] = 1.0, lambda image: image.mean()
@@ -290,6 +303,9 @@ def test_twenty_kills_leave_no_trace(tmp_path):
           f"{differing} of {codes.size} codes differ")  # fmt: skip
     assert len(report["kills"]) == 20 and len(set(report["kills"])) > 10
     assert differing == 0
+    made = Session.latest(tmp_path)
+    assert [line["step"] for line in made.losses()] == list(range(len(made.codes)))
+    assert not list(made.path.glob(".*part*"))
     while_painted, after_the_kill = report["two at once"]
     assert "is being painted by another program: stop that one first" in while_painted
     assert after_the_kill == "...."
@@ -479,12 +495,17 @@ def test_a_recording_may_be_closed_by_another_thread(begun, whole):
     def begin():
         recordings.append(made.record(painting))
         next(recordings[0])
+        started.set()
+        closed.wait(60)
 
+    started, closed = threading.Event(), threading.Event()
     worker = threading.Thread(target=begin)
     worker.start()
-    worker.join()
+    assert started.wait(60)
     recordings.pop().close()
     assert is_free(made)
+    closed.set()
+    worker.join()
     go_on(made, painting)
     assert_whole(made, whole)
 
@@ -697,7 +718,7 @@ def test_a_run_of_another_session_is_refused(paused, new_run):
 
 def test_a_fresh_run_of_the_same_settings_goes_on_where_the_session_stands(paused, new_run, whole):
     made, _ = paused
-    go_on(made, new_run())
+    assert [frame.step for frame in made.record(new_run())] == [3, 4]
     assert_whole(made, whole)
 
 

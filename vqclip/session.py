@@ -43,6 +43,7 @@ from .vqgan import VQGAN, load_vqgan
 
 FORMAT = 1  # of the folder; raised when an older vqclip could not read it
 PAUSE = 1.0  # seconds between two states: what a crash may cost
+LEFT = {".part", ".png", ".jsonl"}  # what a killed recorder leaves half written: state, picture, losses; no videos
 ABOUT = {"format", "torch", "threads", "checkpoints", "settings_sha256"}  # what about.json must have
 
 
@@ -263,8 +264,9 @@ class Session:
         """Bring the run and the files to the same step: that of the run if all is whole, else that of the state."""
         if run.settings.replace(steps=self.settings.steps) != self.settings:
             raise SessionError(f"the run was not set up as {self.path} was: give it a session of its own")
-        for left in self.path.glob(".*.part"):
-            left.unlink()  # of a state that was being written when the program was killed
+        for left in self.path.glob(".*.part*"):
+            if left.suffix in LEFT:
+                left.unlink()
         if len(self.codes) != run.step:
             run.restore(self._read_state())
         if len(self.codes) < run.step:
