@@ -115,7 +115,7 @@ scenes=48 processes=1 save_every=4 accelerator=cpu precision=32-true
 vqgan.n_embed=64 vqgan.patches=1500 vqgan.rounds=4 vqgan.batch=4 vqgan.steps={vqgan} vqgan.critic_from=10
 vqgan.ddconfig.z_channels=32 clip.batch=12 clip.steps={clip} clip.network.transformer_layers=1
 clip.network.transformer_width=64 clip.network.transformer_heads=1 clip.network.embed_dim=32
-play.repainted=12 play.steps={play} play.chains=2
+steady.repainted=12 steady.batch=12 steady.steps={steady}
 """.split()
 
 
@@ -130,17 +130,17 @@ def curve(folder: Path, stage: str, name: str) -> list[float]:
 def test_a_miniature_learns_resumes_and_paints(tmp_path):
     from training.train import read_recipe, train
 
-    def run(vqgan: int, clip: int, play: int) -> None:
-        changes = [line.format(vqgan=vqgan, clip=clip, play=play) for line in MINIATURE]
+    def run(vqgan: int, clip: int, steady: int) -> None:
+        changes = [line.format(vqgan=vqgan, clip=clip, steady=steady) for line in MINIATURE]
         train(read_recipe([*changes, f"folder={tmp_path / 'runs'}", f"out={tmp_path / 'pair'}"]))
 
-    run(50, 50, 2)
+    run(50, 50, 50)
     first = load_file(tmp_path / "pair" / "vqgan.safetensors")
-    run(100, 100, 4)  # goes on where it stopped
+    run(100, 100, 100)  # goes on where it stopped
     second = load_file(tmp_path / "pair" / "vqgan.safetensors")
     assert (first["quantize.embedding.weight"] == second["quantize.embedding.weight"]).all()
     assert (first["decoder.conv_out.weight"] != second["decoder.conv_out.weight"]).any()
-    for stage, name in (("vqgan", "paint"), ("vqgan", "encode"), ("clip", "texts")):
+    for stage, name in (("vqgan", "paint"), ("vqgan", "encode"), ("clip", "texts"), ("steady", "texts")):
         values = curve(tmp_path / "runs", stage, name)
         assert len(values) >= 4 and values[-1] < values[0], (name, values)
     run_ = vqclip.generate("desert", tmp_path / "pair" / "vqgan.safetensors", tmp_path / "pair" / "clip.safetensors",

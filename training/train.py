@@ -1,7 +1,7 @@
 """Make the embedded pair: `python -m training.train [key=value ...]`, keys as in recipe.yaml.
 
-Three stages, each resumed where it stopped: the VQGAN; the CLIP on scenes; the CLIP against what guidance paints
-with it. Runs unchanged on a CPU or a GPU.
+Three stages, each resumed where it stopped: the VQGAN; the CLIP on scenes; the CLIP, steadied against disturbance and
+against what the VQGAN makes of wrong codes. Runs unchanged on a CPU or a GPU.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pytorch_lightning.loggers import CSVLogger
 
 from .data import rendered
 from .export import export_clip, export_vqgan
-from .train_clip import Captioned, Chains, JudgesTraining, repaint
+from .train_clip import Captioned, JudgesTraining, repaint
 from .train_vqgan import Crops, PaintersTraining
 
 RECIPE = Path(__file__).parent / "recipe.yaml"
@@ -71,25 +71,19 @@ def train_vqgan(recipe: DictConfig, pictures: np.ndarray) -> PaintersTraining:
 
 
 def train_clip(recipe: DictConfig, pictures: np.ndarray, painting: PaintersTraining) -> JudgesTraining:
-    """The judge: first on scenes alone, then against the painter."""
-    c, play = recipe.clip, recipe.play
+    """The judge: first on scenes alone, then against disturbance and the painter's mistakes."""
+    c, steady = recipe.clip, recipe.steady
     network = OmegaConf.to_container(c.network)
     network["vision_layers"] = tuple(network["vision_layers"])
-    cell = painting.f
-    first = JudgesTraining(network, c.lr, c.steps, c.weight_decay, cell, recipe.seed)
+    first = JudgesTraining(network, c.lr, c.steps, c.weight_decay, painting.f, seed=recipe.seed)
     fit(first, lambda skip: Captioned(pictures, c.batch, recipe.seed, skip), recipe, "clip", c.steps)
 
-    judging = JudgesTraining(network, play.lr, play.steps, c.weight_decay, cell, recipe.seed + 1)
+    judging = JudgesTraining(network, steady.lr, steady.steps, c.weight_decay, painting.f, steady.disturb,
+                             recipe.seed + 1)  # fmt: skip
     judging.load_state_dict(first.state_dict())
-    again, spoilt = repaint(painting, np.asarray(pictures[: play.repainted]), recipe.seed)
-
-    def batches(skip: int) -> Captioned:
-        data = Captioned(pictures, c.batch, recipe.seed + 1, skip, again, spoilt)
-        judging.captions = data.captions()
-        return data
-
-    judging.chains = Chains(painting.painter, play.chains, play.life, play.chain_lr)
-    fit(judging, batches, recipe, "play", play.steps)
+    again, spoilt = repaint(painting, np.asarray(pictures[: steady.repainted]), recipe.seed)
+    fit(judging, lambda skip: Captioned(pictures, steady.batch, recipe.seed + 1, skip, again, spoilt), recipe, "steady",
+        steady.steps)  # fmt: skip
     return judging
 
 

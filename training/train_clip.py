@@ -1,8 +1,8 @@
 """The CLIP of the embedded pair: OpenAI's network, made small, taught to see what its gradients would paint.
 
 Telling scenes apart is easy and says nothing about guidance: a network that only does that is soon satisfied by
-garbage. So its captions must also prefer scenes to what guidance paints: grids with wrong codes, and the pictures of
-chains that run the package's own loop against the network while it learns (self-play).
+garbage. So its captions must also prefer scenes to pictures with wrong parts, and hold against the small disturbance
+of the glimpse that would mislead them most: that is what turns its gradients from noise into shapes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqclip.cutouts import AUGMENTS, Cutouts, _bend, resampling
-from vqclip.ops import clamp_with_grad, great_circle, straight_through
+from vqclip.ops import clamp_with_grad
 from vqclip.perceptor import MEAN, STD, openai_clip, tokenizer
 
 from .captions import all_words, caption
@@ -77,68 +77,20 @@ def agree(logits: Tensor, right: Tensor) -> Tensor:
     return each.sum() / (count > 0).sum().clamp(min=1)
 
 
-class Chains:
-    """Pictures on their way: the guidance loop, run against a CLIP that learns from where it gets.
-
-    Args:
-        painter: the trained VQGAN (`train_vqgan.Painter`), frozen.
-        count: how many run side by side.
-        life: after how many steps, on average, one starts anew with another caption.
-        lr: of Adam, with Crowson's betas.
-    """
-
-    def __init__(self, painter, count: int, life: int, lr: float):
-        self.painter, self.life, self.lr = painter.eval().requires_grad_(False), life, lr
-        self.book = painter.quantize.embedding.weight  # (K, C)
-        side = 128 // 2 ** (len(painter.decoder.up) - 1)
-        self.z = torch.zeros(count, self.book.shape[1], side, side)
-        self.first, self.second = torch.zeros_like(self.z), torch.zeros_like(self.z)
-        self.age = torch.zeros(count, dtype=torch.long)
-        self.facts: list = [None] * count
-        self.texts = [""] * count
-
-    def renew(self, captions) -> None:
-        """Let some start anew; `captions` gives pairs of text and facts."""
-        for k in range(len(self.texts)):
-            if self.facts[k] is None or torch.rand(()) < 1 / self.life:
-                self.texts[k], self.facts[k] = next(captions)
-                codes = torch.randint(len(self.book), self.z.shape[2:])
-                start = self.book[codes].permute(2, 0, 1)
-                if torch.rand(()) < 0.5:
-                    start = self.book.mean(0).view(-1, 1, 1).expand_as(start)
-                self.z[k] = start
-                self.first[k], self.second[k], self.age[k] = 0, 0, 0
-
-    def step(self, distance) -> Tensor:
-        """Move all by one step down `distance(images)`, a scalar; returns the images (N, 3, H, W) before it."""
-        z = self.z.clone().requires_grad_(True)
-        z_q = straight_through(self.painter.embed(self.painter.nearest(z.detach())), z)
-        with torch.autocast(z.device.type, torch.bfloat16):
-            images = self.painter.decode(z_q)
-        images = clamp_with_grad((images.float() + 1) / 2)
-        (gradient,) = torch.autograd.grad(distance(images), z)
-        self.age += 1
-        age = self.age.view(-1, 1, 1, 1)
-        self.first.lerp_(gradient, 0.1)
-        self.second.lerp_(gradient**2, 0.001)
-        step = (self.first / (1 - 0.9**age)) / ((self.second / (1 - 0.999**age)).sqrt() + 1e-8)
-        self.z -= self.lr * step
-        low, high = self.book.amin(0).view(-1, 1, 1), self.book.amax(0).view(-1, 1, 1)
-        self.z = self.z.clamp(min=low).minimum(high)
-        return images.detach()
-
-
 class JudgesTraining(pl.LightningModule):
-    """Contrastive learning with many right answers, against wrong pictures of several kinds.
+    """Contrastive learning with many right answers, against wrong pictures and against its own worst disturbance.
 
     Args:
         network: arguments of OpenAI's `CLIP`, without the vocabulary's size.
         lr, steps, weight_decay: AdamW's; warm-up of 50 steps, cosine descent.
         cell: pixels of a cell of `mix`, the painter's f.
+        disturb: the largest norm of what is added to a glimpse to mislead the network; 0 for none. A network that
+            withstands this has gradients that look like what it knows (Santurkar et al. 2019, arXiv 1906.09453).
         seed: of all disturbances; a step draws the same whether or not training was interrupted before it.
     """
 
-    def __init__(self, network: dict, lr: float, steps: int, weight_decay: float, cell: int, seed: int = 0):
+    def __init__(self, network: dict, lr: float, steps: int, weight_decay: float, cell: int, disturb: float = 0.0,
+                 seed: int = 0):  # fmt: skip
         super().__init__()
         self.save_hyperparameters()
         self.vocabulary = Vocabulary()
@@ -147,8 +99,6 @@ class JudgesTraining(pl.LightningModule):
         self.cutter = Cutouts(network["image_resolution"], how=AUGMENTS["mse"], seed=seed)
         self.register_buffer("average", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("spread", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
-        self.chains: Chains | None = None
-        self.captions = iter(())  # pairs of text and facts, for chains
 
     def see(self, glimpses: Tensor) -> Tensor:
         """Glimpses (N, 3, S, S) in [0, 1] -> unit rows (N, D)."""
@@ -161,59 +111,41 @@ class JudgesTraining(pl.LightningModule):
 
     def training_step(self, batch, batch_idx: int) -> Tensor:
         images, wrong, facts, texts, said = batch
-        torch.manual_seed(self.hparams.seed * 1_000_003 + batch_idx)
-        self.cutter.generator.manual_seed(batch_idx)
-        pictures = [images, torch.cat([mix(images, self.hparams.cell)[: len(images) // 2], wrong])]
-        texts, said = list(texts), list(said)
-        if self.chains is not None:
-            played = self._play()
-            pictures += [played, played]  # two glimpses of each
-            texts, said = texts + self.chains.texts, said + self.chains.facts
-        seen = self.see(torch.cat([look(some, self.cutter) for some in pictures]))
-        logits = self.clip.logit_scale.exp().clamp(max=30) * self.read(texts) @ seen.T  # (T, N)
-        right = torch.tensor([[s <= f for f in facts] for s in said], device=logits.device)  # (T, B)
-        none = torch.zeros(len(texts), len(seen) - len(images), dtype=torch.bool, device=logits.device)
-        right_of_all, excused = torch.cat([right, none], 1), logits + self._excused(said, logits)
-        own = len(images)  # captions of the batch come first, then those of the chains, which weigh as much together
-        losses = {"texts": agree(excused[:own], right_of_all[:own]), "images": agree(logits[:, :own].T, right.T)}
-        if self.chains is not None:
-            losses["chains"] = agree(excused[own:], right_of_all[own:])
-        self.log_dict({**losses, **self._margins(logits.detach(), right)})
-        return sum(losses.values())
+        at = self.hparams.seed * 1_000_003 + self.global_step
+        torch.manual_seed(at)
+        self.cutter.generator.manual_seed(at)
+        self.cutter.noise_generator.manual_seed(at)
+        wrong = torch.cat([mix(images, self.hparams.cell)[: len(images) // 2], wrong])
+        glimpses = look(torch.cat([images, wrong]), self.cutter)
+        right = torch.tensor([[s <= f for f in facts] for s in said], device=glimpses.device)  # (T, B)
+        read = self.read(list(texts))
+        if self.hparams.disturb:
+            glimpses = self._mislead(glimpses, read.detach(), right)
+        losses = self._losses(glimpses, read, right)
+        self.log_dict(losses)
+        return losses["texts"] + 0.5 * losses["images"]
 
-    def _excused(self, said, logits: Tensor) -> Tensor:
-        """A chain counts against its own caption only: it may well show what another caption says too."""
-        excused = torch.zeros_like(logits)
-        if self.chains is not None:
-            n = len(self.chains.facts)
-            shared = torch.tensor([[s <= f for f in self.chains.facts] for s in said], device=logits.device)
-            shared[-n:] &= ~torch.eye(n, dtype=torch.bool, device=logits.device)
-            excused[:, -2 * n :] = shared.float().repeat(1, 2) * -30
-        return excused
+    def _losses(self, glimpses: Tensor, read: Tensor, right: Tensor) -> dict[str, Tensor]:
+        """Glimpses of B right pictures and then of wrong ones, texts (T, D), who is right for whom (T, B)."""
+        count = right.shape[1]
+        logits = self.clip.logit_scale.exp().clamp(max=30) * read @ self.see(glimpses).T  # (T, N)
+        nowhere = right.new_zeros(len(right), len(glimpses) - count)
+        return {
+            "texts": agree(logits, torch.cat([right, nowhere], 1)),
+            "images": agree(logits[:, :count].T, right.T),
+        }
 
-    def _margins(self, logits: Tensor, right: Tensor) -> dict[str, Tensor]:
-        """How right pictures fare, and the chains on their own captions: they should stay below."""
-        margins = {"real": (logits[:, : right.shape[1]] * right).sum() / right.sum()}
-        if self.chains is not None:
-            n = len(self.chains.facts)
-            margins["chain"] = logits[-n:, -n:].diag().mean()
-        return margins
-
-    def _play(self) -> Tensor:
-        """One step of the chains, seen by the network in its present state."""
-        self.chains.renew(self.captions)
-        training = self.clip.training
-        self.clip.eval()
-        with torch.no_grad():
-            targets = self.read(self.chains.texts)
-
-        def distance(images: Tensor) -> Tensor:
-            seen = [self.see(look(images, self.cutter)) for _ in range(2)]
-            return sum(great_circle(some, targets).diagonal().sum() for some in seen)
-
-        images = self.chains.step(distance)
-        self.clip.train(training)
-        return images
+    def _mislead(self, glimpses: Tensor, read: Tensor, right: Tensor) -> Tensor:
+        """Glimpses moved a random length up the loss, from a random place near by."""
+        norm = lambda x: x.flatten(1).norm(dim=1).view(-1, 1, 1, 1) + 1e-9  # noqa: E731
+        away = torch.randn_like(glimpses)
+        away = (away / norm(away) * self.hparams.disturb / 2).requires_grad_(True)
+        self.clip.eval()  # as the loop will see it, and BatchNorm's statistics stay those of plain pictures
+        losses = self._losses(glimpses + away, read, right)
+        (uphill,) = torch.autograd.grad(losses["texts"] + 0.5 * losses["images"], away)
+        self.clip.train()
+        length = self.hparams.disturb * torch.rand(len(glimpses), 1, 1, 1, device=glimpses.device)
+        return (glimpses + away.detach() + length * uphill / norm(uphill)).clamp(0, 1)
 
     def configure_optimizers(self):
         optimizer = torch.optim.AdamW(self.clip.parameters(), self.hparams.lr, (0.9, 0.98),
@@ -255,12 +187,6 @@ class Captioned(torch.utils.data.IterableDataset):
             texts, said = zip(*(caption(s, rng) for s in scenes), strict=True)
             yield _floats(np.concatenate(parts)), _floats(wrong), [s.facts for s in scenes], texts, said
             step += 1
-
-    def captions(self):
-        """Pairs of text and facts without end."""
-        rng = np.random.default_rng((self.seed, self.skip, 1))
-        while True:
-            yield caption(self.scenes[rng.integers(len(self.scenes))], rng)
 
 
 def _floats(pictures: np.ndarray) -> Tensor:

@@ -135,7 +135,7 @@ class PaintersTraining(pl.LightningModule):
 
     def training_step(self, images: Tensor, batch_idx: int) -> None:
         at = self.global_step // 2  # Lightning counts the steps of both optimisers
-        torch.manual_seed(self.hparams.seed * 1_000_003 + batch_idx)
+        torch.manual_seed(self.hparams.seed * 1_000_003 + at)
         both, critics = self.optimizers()
         z = project(images.float(), self.weight, self.mean, self.f)
         codes = corrupt(self.painter.nearest(z), self.hparams.wrong, self.hparams.n_embed)
