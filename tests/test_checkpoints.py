@@ -316,7 +316,7 @@ def test_torchscript_is_read_as_torch_reads_it_without_compiling(tmp_path, make,
 def test_a_tensor_reaching_beyond_its_storage_is_refused(tmp_path, offset, shape, stride):
     stored = torchfile.Stored(torch.float32, "0", 60, offset, shape, stride)
     with pytest.raises(torchfile.TorchFileError, match="outside"):
-        torchfile._tensor(stored, torch.zeros(1000, dtype=torch.uint8), 64, 240)
+        torchfile._tensor(stored, tmp_path / "none", torch.zeros(1000, dtype=torch.uint8), 64, 240)
 
 
 # Conversion
@@ -346,6 +346,20 @@ def test_a_clip_converted_is_the_same_and_every_conversion_gives_the_same_bytes(
     assert (tmp_path / "b.safetensors").read_bytes() == (tmp_path / "c.safetensors").read_bytes()
     first, second = (vqclip.load_clip(tmp_path / name).state_dict() for name in ("a.pt", "b.safetensors"))
     assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_a_disk_too_full_for_the_conversion(painted, full_disk):
+    tiny.write_ckpt(painted, ORIGINAL)
+    with full_disk(100_000):
+        words = refused(checkpoints.convert, painted, painted.with_suffix(".safetensors"), "vqgan")
+    assert "model.safetensors cannot be written" in words and "make room" in words
+    assert {path.suffix for path in painted.parent.iterdir()} == {".ckpt", ".yaml"}
+
+
+def test_files_that_may_only_be_read(painted):
+    tiny.write_ckpt(painted, ORIGINAL)
+    painted.chmod(0o444)
+    assert torch.equal(vqclip.load_vqgan(painted).codebook, ORIGINAL.codebook)
 
 
 def test_what_does_not_fit_is_not_converted(painted):

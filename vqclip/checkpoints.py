@@ -103,14 +103,18 @@ def convert(path: str | Path, target: str | Path, kind: str, config: dict[str, A
         kind: "vqgan" or "clip".
         config: a painter's architecture; None reads it as `load_vqgan` does. It goes into the file's metadata.
     Raises:
-        CheckpointError: the checkpoint does not hold this kind of model.
+        CheckpointError: the checkpoint does not hold this kind of model, or there is no room.
     """
     config, weights = _reader(kind)(Path(path), config)
     weights = {name: weight.contiguous() for name, weight in weights.items()}
     # One entry only: safetensors writes several in any order, and a session knows its checkpoints by their hash.
     metadata = {"config": json.dumps(config, sort_keys=True)} if kind == "vqgan" else None
-    with atomic_path(target) as temporary:
-        save_file(weights, temporary, metadata)
+    try:
+        with atomic_path(target) as temporary:
+            save_file(weights, temporary, metadata)
+    except (SafetensorError, OSError) as error:  # a full disk is either
+        raise CheckpointError(f"{target} cannot be written ({str(error).splitlines()[0]}): make room and try "
+                              "again") from error  # fmt: skip
     return Path(target)
 
 
@@ -133,8 +137,14 @@ def _fetch(model: Model, target: Path) -> Path:
             f"converted, {catalogue.size(short)} more than there is: make room, or choose another workspace"
         )
     reader = _reader(model.kind)
-    url, digest, part = download(model.mirrors, target, size=model.bytes, about=model.about, sha256=known,
-                                 check=lambda part: reader(part, model.config))  # fmt: skip
+    try:
+        url, digest, part = download(model.mirrors, target, size=model.bytes, about=model.about, sha256=known,
+                                     check=lambda part: reader(part, model.config))  # fmt: skip
+    except CheckpointError as error:
+        if not known or model.sha256:
+            raise
+        raise CheckpointError(f"{error}. Its right SHA-256 is taken from the first time it was fetched: to trust "
+                              f"another file, take {model.name} out of {target.parent / LOCK}") from error  # fmt: skip
     with FileLock(target.parent / f".{LOCK}"):
         lock = _read_lock(target.parent)
         lock[model.name] = {"sha256": digest, "bytes": part.stat().st_size, "from": url,
@@ -210,11 +220,13 @@ def _architecture(path: Path) -> dict[str, Any]:
     return {**found, "gumbel": gumbel}
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path, skip: tuple[str, ...] = ()) -> dict[str, Tensor]:
     """The tensors of a checkpoint by name, on the CPU and mapped from the disk; its first bytes tell what it is.
 
     Lightning checkpoints give their `state_dict`, TorchScript archives (OpenAI's CLIP files) their parameters.
 
+    Args:
+        skip: tensors whose names begin with one of these are left out.
     Raises:
         CheckpointError: the file is damaged, cut short, no checkpoint at all, or holds more than data.
     """
@@ -223,7 +235,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             head = file.read(64)
         if head.lstrip().startswith(b"<"):
             raise torchfile.TorchFileError("it is a web page")
-        return load_file(path) if layout(head) == "safetensors" else torchfile.read(path)
+        if layout(head) == "safetensors":
+            return {name: weight for name, weight in load_file(path).items() if not name.startswith(skip)}
+        return torchfile.read(path, skip)
     except (SafetensorError, torchfile.TorchFileError, OSError) as error:
         raise _unreadable(path, error) from error
 

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -61,11 +62,13 @@ class Stored:
     stride: tuple[int, ...]
 
 
-def read(path: str | Path) -> dict[str, Tensor]:
+def read(path: str | Path, skip: tuple[str, ...] = ()) -> dict[str, Tensor]:
     """The tensors of a torch file by name, on the CPU, mapped: memory is used only for those that are looked at.
 
     Of a Lightning checkpoint these are its `state_dict`, of a TorchScript archive its parameters and buffers.
 
+    Args:
+        skip: tensors whose names begin with one of these are left out.
     Raises:
         TorchFileError: says what is wrong with the file.
     """
@@ -73,7 +76,8 @@ def read(path: str | Path) -> dict[str, Tensor]:
     try:
         named, places = _read_zip(path) if zipfile.is_zipfile(path) else _read_legacy(path)
         whole = _map(path)
-        return {name: _tensor(stored, whole, *places[stored.key]) for name, stored in named.items()}
+        return {name: _tensor(stored, path, whole, *places[stored.key])
+                for name, stored in named.items() if not name.startswith(skip)}  # fmt: skip
     except TorchFileError:
         raise
     except Exception as error:  # a damaged pickle fails wherever its program happens to lead
@@ -262,8 +266,8 @@ def _map(path: Path) -> Tensor:
     return torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage.from_file(str(path), False, size))
 
 
-def _tensor(stored: Stored, whole: Tensor, at: int, size: int) -> Tensor:
-    """A view of the mapped file; a copy only where the file is not aligned."""
+def _tensor(stored: Stored, path: Path, whole: Tensor, at: int, size: int) -> Tensor:
+    """A view of the mapped file; where the file is not aligned, as pre-zip ones are not, what is needed is read."""
     itemsize = stored.dtype.itemsize
     steps = [(side - 1) * stride for side, stride in zip(stored.shape, stored.stride, strict=True)]
     needed = sum(steps) + 1 if math.prod(stored.shape) else 0  # elements from the first to the last
@@ -272,8 +276,9 @@ def _tensor(stored: Stored, whole: Tensor, at: int, size: int) -> Tensor:
     if size != stored.length * itemsize or at + size > len(whole):
         raise TorchFileError(DAMAGED)
     start = at + stored.offset * itemsize
-    part = whole[start : start + needed * itemsize]
     if start % itemsize:
-        part = part.clone()
+        part = torch.from_numpy(np.fromfile(path, np.uint8, needed * itemsize, offset=start))
+    else:
+        part = whole[start : start + needed * itemsize]
     part = part.view(stored.dtype)
     return part.as_strided(stored.shape, stored.stride, part.storage_offset())

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from . import checkpoints
 from .ops import embed_codes, nearest_codes
 
+FIRST_STAGE = "first_stage_model."  # what a Net2NetTransformer calls its VQGAN
+
 
 class VQGAN(nn.Module):
     """Encoder, codebook and decoder of a VQGAN.
@@ -108,11 +110,10 @@ def read_vqgan(path: Path, config: dict | None = None) -> tuple[dict, dict[str, 
     Raises:
         CheckpointError: a tensor is missing or surplus or of another shape; says which.
     """
-    weights = checkpoints.read_weights(path)
+    weights = checkpoints.read_weights(path, skip=("loss.", f"{FIRST_STAGE}loss.", "transformer.", "cond_stage_model."))
     config = config or checkpoints.read_config(path)
-    prefix = "first_stage_model."
-    first_stage = {key[len(prefix) :]: value for key, value in weights.items() if key.startswith(prefix)}
-    weights = {key: value for key, value in (first_stage or weights).items() if not key.startswith("loss.")}
+    first_stage = {key[len(FIRST_STAGE) :]: value for key, value in weights.items() if key.startswith(FIRST_STAGE)}
+    weights = first_stage or weights
     checkpoints.check(_blank(config), weights, path)
     return config, weights
 
