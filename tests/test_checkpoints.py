@@ -106,6 +106,15 @@ def test_a_yaml_of_something_else(painted, text, monkeypatch):
     assert not (painted.parent / "ran").exists()
 
 
+@pytest.mark.parametrize("old, new", [("ch_mult", "ch_nult"), ("n_embed: 32", "n_embed: many"), ("ch: 32", "ch: -1")])
+def test_a_yaml_with_impossible_numbers(painted, old, new):
+    tiny.write_ckpt(painted, ORIGINAL)
+    beside = painted.with_suffix(".yaml")
+    assert old in beside.read_text()
+    beside.write_text(beside.read_text().replace(old, new))
+    assert "the configuration of model.ckpt describes no VQGAN" in refused(vqclip.load_vqgan, painted)
+
+
 def test_a_yaml_of_another_checkpoint(painted):
     tiny.write_ckpt(painted, ORIGINAL)
     tiny.write_yaml(painted.with_suffix(".yaml"), tiny.vqgan(gumbel=True))

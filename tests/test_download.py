@@ -202,8 +202,7 @@ def test_without_a_public_hash_a_file_must_fit_its_architecture(mirror, tmp_path
 
 def test_without_a_public_hash_pieces_of_two_mirrors_are_never_put_together(mirror, tmp_path):
     catalogue(tmp_path, row(mirror, "cut short without range", "good", sha256=None))
-    assert_fetched_but_for_parts = vqclip.fetch("mine", tmp_path)
-    assert assert_fetched_but_for_parts.exists()
+    assert_fetched(vqclip.fetch("mine", tmp_path), tmp_path)  # and the piece that is of no use is gone
     assert mirror.requests[-1] == ("good", 0, "")
 
 

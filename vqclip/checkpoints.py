@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +87,10 @@ def fetch(name: str, root: str | Path = ".", keep: bool = False) -> Path:
             if not kept.is_file():
                 raw = target if target.is_file() else _fetch(model, target)
                 convert(raw, kept, model.kind, model.config)
-                if raw != target:  # else it was put there by hand, and stays
-                    raw.replace(target) if keep else raw.unlink()
+                if keep:
+                    raw.replace(target)
+                for part in folder.glob(f"{escape(target.name)}*.part"):  # of other mirrors, too
+                    part.unlink()
     except OSError as error:
         raise CheckpointError(f"{model.name} cannot be written to {folder} ({error.strerror or error}): what was "
                               "fetched is kept; make room and try again") from error  # fmt: skip
@@ -129,8 +132,8 @@ def _fetch(model: Model, target: Path) -> Path:
         raise CheckpointError(f"{model.name} is not in {target.parent}, and {variable} forbids fetching it: unset "
                               f"that, or put the file there as {target.name}")  # fmt: skip
     known = model.sha256 or _read_lock(target.parent).get(model.name, {}).get("sha256")
-    parts = {part_of(target, known, url) for url in model.mirrors}
-    short = -catalogue.room(model, target.parent, sum(part.stat().st_size for part in parts if part.exists()))
+    part = part_of(target, known, model.mirrors[0])
+    short = -catalogue.room(model, target.parent, part.stat().st_size if part.exists() else 0)
     if short > 0:
         raise CheckpointError(
             f"{model.name} needs {catalogue.size(model.bytes + model.kept)} in {target.parent} while it is fetched and "

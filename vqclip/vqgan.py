@@ -96,7 +96,7 @@ def load_vqgan(source: str | Path = "embedded", device: str | torch.device = "cp
     """
     path = checkpoints.find(source, root, "vqgan")
     config, weights = read_vqgan(path)
-    vqgan = _blank(config)
+    vqgan = _blank(config, path)
     checkpoints.load_strictly(vqgan, {key: value.float() for key, value in weights.items()}, path)
     vqgan.name, vqgan.sha256 = str(source), checkpoints.sha256(path)
     return vqgan.to(device).eval().requires_grad_(False)
@@ -114,11 +114,16 @@ def read_vqgan(path: Path, config: dict | None = None) -> tuple[dict, dict[str, 
     config = config or checkpoints.read_config(path)
     first_stage = {key[len(FIRST_STAGE) :]: value for key, value in weights.items() if key.startswith(FIRST_STAGE)}
     weights = first_stage or weights
-    checkpoints.check(_blank(config), weights, path)
+    checkpoints.check(_blank(config, path), weights, path)
     return config, weights
 
 
-def _blank(config: dict) -> VQGAN:
+def _blank(config: dict, path: Path) -> VQGAN:
     """The network without weights."""
-    with torch.device("meta"):
-        return VQGAN(**config)
+    try:
+        with torch.device("meta"):
+            return VQGAN(**config)
+    except Exception as error:  # whatever taming trips over in numbers that are none
+        raise checkpoints.CheckpointError(
+            f"the configuration of {path.name} describes no VQGAN ({type(error).__name__}: {error}): fetch it again"
+        ) from error
