@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -35,6 +36,11 @@ def test_every_row_is_whole(model):
         assert parts.hostname and not url.endswith((".yaml", ".yml", ".zip"))
     if model.kind == "clip":
         assert model.sha256 in model.mirrors[0] and model.sha256 in model.mirrors[1]  # as OpenAI's addresses are made
+
+
+def test_the_readme_knows_every_row():
+    readme = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
+    assert [model.name for model in models() if f"`{model.name}`" not in readme] == []
 
 
 def test_no_two_rows_share_a_name_or_a_file():
@@ -95,6 +101,7 @@ def test_a_row_of_ones_own_goes_first(tmp_path):
     (tmp_path / "catalogue.yaml").write_text(ROW + ROW.split("models:")[1].replace("mine,", "RN50,"))
     assert find("mine", tmp_path).bytes == 1234567 and find("mine") is None
     assert find("RN50", tmp_path).title == "My own" and find("RN50").title != "My own"
+    assert len(models(tmp_path)) == len(models()) + 1
     assert "My own" in checkpoint_table(tmp_path)
 
 

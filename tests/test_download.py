@@ -258,6 +258,28 @@ def test_a_download_killed_ten_times_is_finished_with_the_right_hash(tmp_path):
     assert len(starts) == 11 and starts == sorted(set(starts)), "every one went on where the last had been killed"
 
 
+def test_ctrl_c_says_that_nothing_is_lost(mirror, tmp_path, monkeypatch, capsys):
+    catalogue(tmp_path, row(mirror, "good"))
+    seen = iter(range(20))
+
+    def interrupted(update):
+        def update_bar(bar, n=1):
+            if next(seen, None) is None:
+                raise KeyboardInterrupt
+            return update(bar, n)
+
+        return update_bar
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(download.tqdm, "update", interrupted(download.tqdm.update))
+        vqclip.fetch("mine", tmp_path)
+    assert "mine: stopped; what came is kept" in capsys.readouterr().err
+    part = (tmp_path / "mine.ckpt.part").stat().st_size
+    assert 0 < part < len(mirror.data)
+    assert_fetched(vqclip.fetch("mine", tmp_path), tmp_path)
+    assert mirror.requests[-1] == ("good", part, "Range")
+
+
 def test_two_at_once_fetch_once(mirror, tmp_path):
     catalogue(tmp_path, row(mirror, "good"))
     results = []

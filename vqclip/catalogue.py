@@ -72,13 +72,15 @@ class Model:
 
 
 def models(root: str | Path | None = None) -> tuple[Model, ...]:
-    """All models: those of a `catalogue.yaml` in `root`, then the shipped ones.
+    """All models: those of a `catalogue.yaml` in `root`, then the shipped ones of other names.
 
     Raises:
         CheckpointError: the folder's catalogue is not one.
     """
-    own = Path(root) / SHIPPED.name if root is not None else None
-    return (*(_read(own) if own and own.is_file() else ()), *_shipped())
+    path = Path(root) / SHIPPED.name if root is not None else None
+    own = _read(path) if path and path.is_file() else ()
+    names = {model.name for model in own}
+    return (*own, *(model for model in _shipped() if model.name not in names))
 
 
 def find(name: str | Path, root: str | Path | None = None) -> Model | None:

@@ -83,6 +83,9 @@ def download(mirrors: Sequence[str], target: Path, *, size: int, about: bool = F
             except MirrorError as reason:
                 reasons.append(f"{urlsplit(url).hostname} {reason}")
                 bar.write(f"{target.stem}: {reasons[-1]}", file=sys.stderr)
+            except KeyboardInterrupt:
+                bar.write(f"{target.stem}: stopped; what came is kept, the next try goes on there", file=sys.stderr)
+                raise
     raise CheckpointError(f"{target.stem} could not be fetched: {'; '.join(reasons)}. Try again later, or get the file "
                           f"elsewhere and put it in {target.parent}")  # fmt: skip
 
