@@ -23,6 +23,7 @@ from . import checkpoints
 
 MEAN = 0.48145466, 0.4578275, 0.40821073  # of the pictures OpenAI trained on, red green blue
 STD = 0.26862954, 0.26130258, 0.27577711
+METADATA = "input_resolution", "context_length", "vocab_size"  # beside the weights in OpenAI's files
 
 
 class Perceptor(Protocol):
@@ -113,8 +114,8 @@ class CLIP(nn.Module):
             tokens = self.tokens(text)
             row[: len(tokens.ids)] = torch.tensor(tokens.ids)
             if tokens.unknown:
-                warnings.warn(f"{self.name} never learnt {', '.join(tokens.unknown)!s}: such words paint nothing",
-                              stacklevel=2)  # fmt: skip
+                named = ", ".join(tokens.unknown[:9]) + " ..." * (len(tokens.unknown) > 9)
+                warnings.warn(f"{self.name} never learnt {named}: such words paint nothing", stacklevel=2)
             if tokens.cut:
                 warnings.warn(f"{self.name} reads {tokens.context} tokens; this was cut off: {tokens.cut[:60]!r}",
                               stacklevel=2)  # fmt: skip
@@ -158,9 +159,7 @@ def read_clip(path: Path, _: dict | None = None) -> tuple[dict, dict[str, Tensor
     Raises:
         CheckpointError: it is not one of OpenAI's CLIP models, or not whole; says which tensor does not fit.
     """
-    weights = checkpoints.read_weights(path)
-    for metadata in ("input_resolution", "context_length", "vocab_size"):
-        weights.pop(metadata, None)
+    weights = {key: value for key, value in checkpoints.read_weights(path).items() if key not in METADATA}
     _blank(weights, path)
     return {}, weights
 
@@ -181,12 +180,12 @@ def build_clip(weights: dict[str, Tensor], name: str, precision: torch.dtype = t
     network.load_state_dict(weights, assign=True)
     for block in network.transformer.resblocks:
         block.attn_mask = network.build_attention_mask()  # in no state dict, so without values until now
-    return CLIP(network.eval().requires_grad_(False), name, vocabulary, precision)
+    return CLIP(network.requires_grad_(False), name, vocabulary, precision).eval()
 
 
 def _full(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """The same with a row for every token: U learnt ones (U, width) become (49408, width) by their `vocab` (U,)."""
-    weights = dict(weights)
+    weights = {key: value for key, value in weights.items() if key not in METADATA}
     vocabulary = weights.pop("vocab", None)
     if vocabulary is not None:
         rows = weights["token_embedding.weight"]
