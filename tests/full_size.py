@@ -52,18 +52,19 @@ def lpips():
 
 
 def adam(state):
-    """An optimiser's state over these parameters: two moments each."""
+    """An optimiser's state over these parameters: two moments each. Attention masks are buffers, and have none."""
     moments = {
         number: {"step": 7, "exp_avg": torch.zeros(tensor.shape), "exp_avg_sq": torch.zeros(tensor.shape)}
-        for number, tensor in enumerate(state.values())
+        for number, (name, tensor) in enumerate(state.items())
+        if not name.endswith("attn.mask")
     }
     return {"state": moments, "param_groups": [{"lr": 4.5e-6, "betas": (0.5, 0.9), "params": list(moments)}]}
 
 
-def write_vqgan(path, model, legacy=False):
+def write_vqgan(path, model, critic_layers, legacy=False):
     """As training left imagenet's: loss networks, both Adams, callbacks keyed by their class."""
     mine = dict(model.state_dict())
-    critic = shapes(lambda: NLayerDiscriminator(input_nc=3, ndf=64, n_layers=2))
+    critic = shapes(lambda: NLayerDiscriminator(input_nc=3, ndf=64, n_layers=critic_layers))
     loss = prefixed("loss.perceptual_loss.", lpips()) | prefixed("loss.discriminator.", critic)
     _write(path, mine | loss, [adam(mine), adam(critic)], legacy)
 

@@ -91,9 +91,9 @@ def test_a_vqgan(name, layout, tmp_path, home, table):
     elif name == "gumbel_f8_8192":
         torch.save({"state_dict": original.state_dict()}, path)
     else:
-        full_size.write_vqgan(path, original, legacy="before" in layout)
-    if name != "gumbel_f8_8192":
-        assert abs(path.stat().st_size - model.bytes) < 0.02 * model.bytes
+        full_size.write_vqgan(path, original, {16384: 2, 1024: 3}[original.n_embed], legacy="before" in layout)
+    if name != "gumbel_f8_8192":  # of which it is not known what else it holds
+        assert abs(path.stat().st_size - model.bytes) < 0.002 * model.bytes
     loaded = proven(name, layout, path, home, table, vqclip.load_vqgan)
     with torch.inference_mode():
         image = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(1))
@@ -108,7 +108,7 @@ def test_a_vqgan(name, layout, tmp_path, home, table):
 def test_a_clip(name, tmp_path, home, table):
     path = tmp_path / f"{catalogue.find(name).stem}.pt"
     full_size.write_clip(path, full_size.clip(name))
-    assert abs(path.stat().st_size - catalogue.find(name).bytes) < 0.02 * catalogue.find(name).bytes
+    assert abs(path.stat().st_size - catalogue.find(name).bytes) < 0.002 * catalogue.find(name).bytes
     state = torch.jit.load(path).state_dict()
     original = tiny._openai("model").build_model(dict(state)).float()
     torch.save({key: state[key] for key in state if "." in key or "_" in key}, tmp_path / "plain.pt")
