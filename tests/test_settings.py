@@ -248,12 +248,12 @@ def test_pairs_that_cannot_be(pair, words):
 def test_presets(name):
     before = Settings(prompts="snow", seed=9, size=(64, 32))
     after = before.preset(name)
-    assert after == before.replace(**PRESETS[name]) and after.steps == {"draft": 60, "good": 200, "fine": 500}[name]
+    assert after == before.replace(**PRESETS[name]) and after.steps == {"draft": 60, "good": 200}.get(name, 500)
     assert after.prompts == "snow" and after.size == (64, 32)
 
 
 def test_an_unknown_preset():
-    with pytest.raises(SettingsError, match="there is no preset 'best'; there are draft, good, fine"):
+    with pytest.raises(SettingsError, match="there is no preset 'best'; there are draft, good, fine, classic"):
         Settings().preset("best")
 
 
@@ -261,7 +261,7 @@ def test_the_table_tells_every_setting_its_default_and_range():
     rows = {name: (default, allowed, help) for name, default, allowed, help in table()}
     assert list(rows) == [spec.name for spec in fields(Settings)]
     assert rows["size"][:2] == ("128x128", "16 to 4096") and rows["steps"][:2] == ("200", "1 to 1000000")
-    assert rows["lr"][:2] == ("0.1", "1e-06 to 100") and rows["noise"][:2] == ("-1.0", "-1 to 10")
+    assert rows["lr"][:2] == ("0.2", "1e-06 to 100") and rows["noise"][:2] == ("-1.0", "-1 to 10")
     assert rows["start"][1] == "random, mean" and rows["prompts"][1] == "" and rows["chunk"][1] == "0 to 4096"
     assert all(help for _, _, help in rows.values())
     for name, (default, allowed, _) in rows.items():

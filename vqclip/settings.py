@@ -49,9 +49,9 @@ class Settings:
                           choices=("random", "mean"))  # fmt: skip
     init_weight: float = _setting(0.0, "how strongly to stay close to the start", 0, 1000)
     init_decay: int = _setting(0, "steps over which that hold lets go; 0 keeps it", 0, 1_000_000)
-    optimizer: str = _setting("adam", "how z moves: Crowson's `adam`, or `momentum` over the whole latent",
+    optimizer: str = _setting("momentum", "how z moves: `momentum` over the whole latent, or Crowson's `adam`",
                               choices=("adam", "momentum"))  # fmt: skip
-    lr: float = _setting(0.1, "the learning rate: how far z moves a step", 1e-6, 100)
+    lr: float = _setting(0.2, "the learning rate: how far z moves a step", 1e-6, 100)
     cutouts: int = _setting(32, "how many glimpses the judge takes each step", 1, 4096)
     cut_pow: float = _setting(1.0, "above 1 more small glimpses, below 1 more large ones", 0.01, 100)
     cutter: str = _setting("crops", "glimpses are `crops`, or `pooled`: the whole picture each time",
@@ -140,6 +140,8 @@ PRESETS = {
     "draft": {"steps": 60, "cutouts": 16},
     "good": {"steps": 200, "cutouts": 32},
     "fine": {"steps": 500, "cutouts": 64, "ema": 0.9},
+    # Crowson's z+quantize notebook, for the models it was made for; the small pair needs longer strides to get away
+    "classic": {"optimizer": "adam", "lr": 0.05, "cutouts": 64, "augment": "none", "steps": 500},
 }
 
 
