@@ -276,7 +276,9 @@ def _tensor(stored: Stored, path: Path, whole: Tensor, at: int, size: int) -> Te
     if size != stored.length * itemsize or at + size > len(whole):
         raise TorchFileError(DAMAGED)
     start = at + stored.offset * itemsize
-    if start % itemsize:
+    if not needed:
+        part = torch.empty(0, dtype=torch.uint8)  # an empty slice has neither the stride nor the offset that view wants
+    elif start % itemsize:
         part = torch.from_numpy(np.fromfile(path, np.uint8, needed * itemsize, offset=start))
     else:
         part = whole[start : start + needed * itemsize]
