@@ -1,17 +1,22 @@
 """Checkpoints: every published layout loads; what is damaged, hostile or something else is refused with its name."""
 
+import argparse
 import collections
 import hashlib
 import os
+import pathlib
 import pickle
 import random
+import zipfile
 
+import numpy as np
 import pytest
 import tiny
 import torch
+from omegaconf import OmegaConf
 
 import vqclip
-from vqclip import checkpoints
+from vqclip import checkpoints, torchfile
 from vqclip.checkpoints import CheckpointError
 
 ORIGINAL = tiny.vqgan()
@@ -68,10 +73,13 @@ def test_names_paths_and_where_was_looked(files, tmp_path):
     (tmp_path / "ViT-B-32.safetensors").write_bytes(b"")
     assert checkpoints.find("ViT-B/32", tmp_path, "clip") == tmp_path / "ViT-B-32.safetensors"  # the safer first
     assert checkpoints.find("embedded", tmp_path, "clip").parts[-2:] == ("embedded", "clip.safetensors")
-    words = refused(vqclip.load_clip, "ViT-B/16", root=tmp_path)
-    assert f"no checkpoint 'ViT-B/16': looked for ViT-B/16, {tmp_path}/ViT-B-16.safetensors" in words
-    assert "Put the file there, give its path, or use 'embedded'" in words
-    assert "no checkpoint" in refused(vqclip.load_vqgan, tmp_path)  # a folder
+    (tmp_path / "vqgan_imagenet_f16_16384.ckpt").write_bytes(b"")  # as it was called in 2021
+    assert checkpoints.find("imagenet_f16_16384", tmp_path, "vqgan") == tmp_path / "vqgan_imagenet_f16_16384.ckpt"
+    words = refused(vqclip.load_vqgan, "imagenet_16348", root=tmp_path)
+    assert f"no checkpoint 'imagenet_16348': there is no such file, none of that name in {tmp_path}" in words
+    assert "'imagenet_f16_16384', did you mean that?" in words
+    assert "`vqclip checkpoints` lists" in refused(vqclip.load_vqgan, tmp_path)  # a folder
+    assert "RN50 is a judge, no painter: give it as clip=" in refused(vqclip.load_vqgan, "RN50", root=tmp_path)
 
 
 # The configuration
@@ -96,6 +104,15 @@ def test_a_yaml_of_something_else(painted, text, monkeypatch):
     painted.with_suffix(".yaml").write_text(text)
     assert "model.yaml is not the configuration of a VQGAN" in refused(vqclip.load_vqgan, painted)
     assert not (painted.parent / "ran").exists()
+
+
+@pytest.mark.parametrize("old, new", [("ch_mult", "ch_nult"), ("n_embed: 32", "n_embed: many"), ("ch: 32", "ch: -1")])
+def test_a_yaml_with_impossible_numbers(painted, old, new):
+    tiny.write_ckpt(painted, ORIGINAL)
+    beside = painted.with_suffix(".yaml")
+    assert old in beside.read_text()
+    beside.write_text(beside.read_text().replace(old, new))
+    assert "the configuration of model.ckpt describes no VQGAN" in refused(vqclip.load_vqgan, painted)
 
 
 def test_a_yaml_of_another_checkpoint(painted):
@@ -200,9 +217,166 @@ def test_torch_files_of_something_else(painted, content):
     refused(vqclip.load_clip, painted)
 
 
-def test_an_empty_unpickled_class_is_all_that_lightning_leaves():
-    """The one class that is let in does nothing and knows nothing."""
-    assert vars(checkpoints.CALLBACK).keys() <= {"__module__", "__dict__", "__weakref__", "__doc__"}
+def hidden(tmp_path):
+    """Pickles that run a program in each way that the format knows; every one of them does when simply unpickled."""
+    touch = f"touch {tmp_path / 'ran'}".encode()
+    unicode = b"X" + len(touch).to_bytes(4, "little") + touch
+    return {
+        "reduce": b"\x80\x02cos\nsystem\n(" + unicode + b"tR.",
+        "inst": b"\x80\x02(" + unicode + b"ios\nsystem\n.",
+        "obj": b"\x80\x02(cos\nsystem\n" + unicode + b"o.",
+        "stack global": b"\x80\x04\x8c\x02os\x8c\x06system\x93(" + unicode + b"tR.",
+        "newobj": b"\x80\x02csubprocess\nPopen\n((" + b"".join(
+            b"X" + len(word).to_bytes(4, "little") + word for word in touch.split()) + b"lt\x81.",
+        "eval": b"\x80\x02c__builtin__\neval\n(X" + (code := b"__import__('os').system('%s')" % touch).__len__()
+                .to_bytes(4, "little") + code + b"tR.",
+        "by attributes": b"\x80\x04\x8c\x05torch\x8c\x17serialization.os.system\x93(" + unicode + b"tR.",
+    }  # fmt: skip
+
+
+WAYS = "reduce", "inst", "obj", "stack global", "newobj", "eval", "by attributes"
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("layout", ["bare", "zip", "torchscript"])
+def test_no_way_of_running_a_program_runs_one(painted, way, layout):
+    program = hidden(painted.parent)[way]
+    if layout == "bare":
+        painted.write_bytes(program)
+    else:
+        with zipfile.ZipFile(painted, "w") as archive:
+            archive.writestr("x/data.pkl", program)
+            if layout == "torchscript":
+                archive.writestr("x/constants.pkl", program)
+                archive.writestr("x/code/__torch__.py", "import os; os.system('touch ran')")
+    refused(vqclip.load_vqgan, painted)
+    refused(vqclip.load_clip, painted)
+    assert not (painted.parent / "ran").exists()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_those_programs_are_programs(tmp_path, way):
+    """Else the test above would prove nothing."""
+    program = pickle.loads(hidden(tmp_path)[way])
+    if way == "newobj":  # made without __init__, as pickle does: harmless by itself
+        program.__init__(["touch", tmp_path / "ran"])
+        program.wait()
+    assert (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "before zip"])
+def test_what_trainers_left_beside_the_weights_does_no_harm(painted, legacy):
+    """DALL-E mini's VQGAN holds OmegaConf's objects, others hold NumPy's; torch's own safe reader refuses both."""
+    content = {
+        "state_dict": collections.OrderedDict(ORIGINAL.state_dict()),
+        "hyper_parameters": OmegaConf.create({"lr": 4.5e-6, "ddconfig": {"ch_mult": [1, 2]}, "name": "${lr}"}),
+        "best": np.float64(0.5), "curve": np.arange(3), "where": pathlib.PurePosixPath("logs"),
+        "arguments": argparse.Namespace(seed=3), "seen": {1, 2},
+    }  # fmt: skip
+    torch.save(content, painted, _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(painted, weights_only=True)
+    assert torch.equal(vqclip.load_vqgan(painted).codebook, ORIGINAL.codebook)
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "before zip"])
+def test_tensors_are_read_as_torch_reads_them(tmp_path, legacy):
+    """Every type, views of shared storages, transposed, empty, scalar and Parameter."""
+    base = torch.arange(60.0)
+    state = {str(kind): torch.arange(5).to(kind) for kind in torchfile.DTYPES.values()}
+    state |= {"view": base[7:19].view(3, 4), "transposed": base.view(6, 10).t(), "strided": base[1::7],
+              "expanded": base[:1].expand(4), "scalar": torch.tensor(3.5), "empty": torch.empty(0, 3),
+              "parameter": torch.nn.Parameter(base[2:4].clone())}  # fmt: skip
+    torch.save(state, tmp_path / "all.pt", _use_new_zipfile_serialization=not legacy)
+    theirs, ours = torch.load(tmp_path / "all.pt", weights_only=True), torchfile.read(tmp_path / "all.pt")
+    assert list(ours) == list(theirs)
+    for name, tensor in theirs.items():
+        assert ours[name].dtype == tensor.dtype and torch.equal(ours[name], tensor), name
+
+
+class Masked(torch.nn.Module):
+    """Like OpenAI's traced CLIP, whose attention masks are tensors that no state dict knows."""
+
+    def __init__(self, depth=1):
+        super().__init__()
+        self.linear, self.mask = torch.nn.Linear(2, 3), torch.ones(2)
+        self.register_buffer("resolution", torch.tensor(224))
+        self.inner = torch.nn.Sequential(*(Masked(depth - 1) for _ in range(2 * (depth > 0))))
+
+    def forward(self, x):
+        return self.linear(x * self.mask)
+
+
+@pytest.mark.parametrize("make", [torch.jit.script, lambda model: torch.jit.trace(model, torch.ones(1, 2))],
+                         ids=["script", "trace"])  # fmt: skip
+def test_torchscript_is_read_as_torch_reads_it_without_compiling(tmp_path, make, monkeypatch):
+    make(Masked()).save(tmp_path / "model.pt")
+    theirs = torch.jit.load(tmp_path / "model.pt").state_dict()
+    monkeypatch.setattr(torch.jit, "load", None)
+    monkeypatch.setattr(torch, "load", None)
+    ours = torchfile.read(tmp_path / "model.pt")
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+@pytest.mark.parametrize(
+    "offset, shape, stride",
+    [(61, (1,), (1,)), (0, (61,), (1,)), (-4, (2,), (1,)), (0, (2, 2), (60, 1)), (0, (2,), (-1,)), (0, (-1,), (1,))],
+)
+def test_a_tensor_reaching_beyond_its_storage_is_refused(tmp_path, offset, shape, stride):
+    stored = torchfile.Stored(torch.float32, "0", 60, offset, shape, stride)
+    with pytest.raises(torchfile.TorchFileError, match="outside"):
+        torchfile._tensor(stored, tmp_path / "none", torch.zeros(1000, dtype=torch.uint8), 64, 240)
+
+
+# Conversion
+
+
+@pytest.mark.parametrize("layout", ["lightning", "before zip", "net2net", "gumbel", "safetensors"])
+def test_a_vqgan_converted_is_the_same_smaller_and_needs_nothing_beside_it(tmp_path, layout):
+    original, path, kept = tiny.vqgan(layout == "gumbel"), tmp_path / "a.ckpt", tmp_path / "kept" / "b.safetensors"
+    if layout == "safetensors":
+        tiny.write_safetensors(path, original)
+    else:
+        tiny.write_ckpt(path, original, net2net=layout == "net2net", legacy=layout == "before zip")
+    tiny.write_yaml(path.with_suffix(".yaml"), original, net2net=layout == "net2net")
+    checkpoints.convert(path, kept, checkpoints.kind_of(path))
+    path.unlink()
+    path.with_suffix(".yaml").unlink()
+    loaded = vqclip.load_vqgan(kept).state_dict()
+    assert loaded.keys() == original.state_dict().keys()
+    assert all(torch.equal(loaded[key], tensor) for key, tensor in original.state_dict().items())
+    assert {file.name for file in kept.parent.iterdir()} == {"b.safetensors"}
+
+
+def test_a_clip_converted_is_the_same_and_every_conversion_gives_the_same_bytes(tmp_path):
+    tiny.write_clip_pt(tmp_path / "a.pt", tiny.clip("rn"))
+    for name in ("b", "c"):
+        checkpoints.convert(tmp_path / "a.pt", tmp_path / f"{name}.safetensors", checkpoints.kind_of(tmp_path / "a.pt"))
+    assert (tmp_path / "b.safetensors").read_bytes() == (tmp_path / "c.safetensors").read_bytes()
+    first, second = (vqclip.load_clip(tmp_path / name).state_dict() for name in ("a.pt", "b.safetensors"))
+    assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_a_disk_too_full_for_the_conversion(painted, full_disk):
+    tiny.write_ckpt(painted, ORIGINAL)
+    with full_disk(100_000):
+        words = refused(checkpoints.convert, painted, painted.with_suffix(".safetensors"), "vqgan")
+    assert "model.safetensors cannot be written" in words and "make room" in words
+    assert {path.suffix for path in painted.parent.iterdir()} == {".ckpt", ".yaml"}
+
+
+def test_files_that_may_only_be_read(painted):
+    tiny.write_ckpt(painted, ORIGINAL)
+    painted.chmod(0o444)
+    assert torch.equal(vqclip.load_vqgan(painted).codebook, ORIGINAL.codebook)
+
+
+def test_what_does_not_fit_is_not_converted(painted):
+    state = dict(ORIGINAL.state_dict())
+    del state["decoder.conv_out.weight"]
+    torch.save(state, painted)
+    words = refused(checkpoints.convert, painted, painted.with_suffix(".safetensors"), "vqgan")
+    assert "decoder.conv_out.weight" in words and not painted.with_suffix(".safetensors").exists()
 
 
 # CLIP

@@ -412,6 +412,7 @@ def test_generate_sets_up_this_very_loop(models, figures):
         losses="tv:0.5",
         init_weight=0.2,
         lr=0.05,
+        optimizer="adam",
         device="cpu",
     )
     twins = {name: Cutouts(clip.size, N, 0.8) for name, (_, clip) in clips.items()}

@@ -24,7 +24,7 @@ _HOMES = {
     "Prompt": "prompts", "PromptError": "prompts", "parse": "prompts", "describe": "prompts",
     "Settings": "settings", "SettingsError": "settings",
     "load_image": "images", "save_png": "images", "read_recipe": "images", "ImageError": "images",
-    "CheckpointError": "checkpoints",
+    "CheckpointError": "catalogue", "checkpoint_table": "catalogue", "fetch": "checkpoints",
     "VQGAN": "vqgan", "load_vqgan": "vqgan",
     "Perceptor": "perceptor", "load_clip": "perceptor",
     "VQLatent": "latent",

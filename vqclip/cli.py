@@ -5,6 +5,7 @@
     vqclip video SESSION [fps=30] [smooth=2]                         make the video of it
     vqclip info FILE                                                 the recipe in a picture, video or session
     vqclip settings                                                  all settings, their ranges and presets
+    vqclip checkpoints [NAME or FILE ...] [--keep]                   what there is; or fetch these, or convert a file
 """
 
 from __future__ import annotations
@@ -68,6 +69,10 @@ def _parser() -> argparse.ArgumentParser:
     sub = command(_info, "info", "print the recipe inside a picture or video, or a session's")
     sub.add_argument("file", type=Path, metavar="FILE")
     command(_settings, "settings", "list all settings and presets")
+    sub = command(_checkpoints, "checkpoints", "list the big models, or fetch some, or convert a file of your own")
+    sub.add_argument("names", nargs="*", metavar="NAME or FILE",
+                     help="from the list, to be fetched; or a file, to be converted to safetensors")  # fmt: skip
+    sub.add_argument("--keep", action="store_true", help="keep the files as they were fetched, too")
     return parser
 
 
@@ -158,6 +163,22 @@ def _settings(arguments: argparse.Namespace) -> None:
         print(f"{name:<14}{default:<22}{help}{f' ({allowed})' if allowed else ''}")
     for name, changes in PRESETS.items():
         print(f"--preset {name:<6}{' '.join(f'{key}={value}' for key, value in changes.items())}")
+
+
+def _checkpoints(arguments: argparse.Namespace) -> None:
+    from .catalogue import checkpoint_table
+    from .session import workspace
+
+    folder = workspace(arguments.workspace) / "checkpoints"
+    if not arguments.names:
+        print(checkpoint_table(folder))
+    for name in arguments.names:
+        from .checkpoints import convert, fetch, kind_of
+
+        path = Path(name)
+        is_file = path.is_file() and path.suffix
+        print(convert(path, path.with_suffix(".safetensors"), kind_of(path)) if is_file
+              else fetch(name, folder, arguments.keep))  # fmt: skip
 
 
 def _split(words: list[str], names: Iterable[str]) -> tuple[str | None, list[str]]:

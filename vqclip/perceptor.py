@@ -23,6 +23,7 @@ from . import checkpoints
 
 MEAN = 0.48145466, 0.4578275, 0.40821073  # of the pictures OpenAI trained on, red green blue
 STD = 0.26862954, 0.26130258, 0.27577711
+METADATA = "input_resolution", "context_length", "vocab_size"  # beside the weights in OpenAI's files
 
 
 class Perceptor(Protocol):
@@ -132,45 +133,74 @@ class CLIP(nn.Module):
         return torch.autocast(self.mean.device.type, self.precision, enabled=self.precision != torch.float32)
 
 
-def build_clip(weights: dict[str, Tensor], name: str, precision: torch.dtype = torch.float32) -> CLIP:
-    """A frozen `CLIP` from a state dict in OpenAI's names.
-
-    A `vocab` tensor beside a shortened `token_embedding.weight` says which token each of its rows is; the others
-    become zero, which is what an untrained word is worth.
-    """
-    weights = {key: value.float() if value.is_floating_point() else value for key, value in weights.items()}
-    for metadata in ("input_resolution", "context_length", "vocab_size"):
-        weights.pop(metadata, None)
-    vocabulary = weights.pop("vocab", None)
-    if vocabulary is not None:
-        rows = weights["token_embedding.weight"]  # (U, width): the learnt words only
-        full = rows.new_zeros(len(tokenizer().encoder), rows.shape[1])  # (49408, width)
-        weights["token_embedding.weight"] = full.index_copy(0, vocabulary.long(), rows)
-    network = openai_clip("model").build_model(dict(weights)).float()
-    network.load_state_dict(weights)  # again: build_model rounds to float16 on the way
-    return CLIP(network.requires_grad_(False), name, vocabulary, precision).eval()
-
-
 def load_clip(source: str | Path = "embedded", device: str | torch.device = "cpu",
               precision: str = "float32", root: str | Path = ".") -> CLIP:  # fmt: skip
     """Load one of OpenAI's CLIPs, or the small one that is shipped, as a perceptor.
 
     Args:
-        source: "embedded", a path (.pt as OpenAI publishes it, or .safetensors with the same names), or the name of
-            a file in `root` ("ViT-B/32" is looked for as ViT-B-32.pt).
+        source: "embedded"; a path (.pt as OpenAI publishes it, or .safetensors with the same names); the name of a
+            file in `root`; or a name of the catalogue, such as "ViT-B/32", which is fetched if it is not there.
         device: where it shall live.
         precision: "float32" or "bfloat16".
-        root: the folder in which checkpoints are looked for by name.
+        root: the folder in which checkpoints are looked for by name, and into which they are fetched.
     Raises:
-        CheckpointError: the file is not there, or is not a CLIP.
+        CheckpointError: the file is not there and cannot be fetched, or is not a CLIP.
     """
-    path = checkpoints.find(source, root, embedded="clip")
-    weights = checkpoints.read_weights(path)
+    path = checkpoints.find(source, root, "clip")
+    _, weights = read_clip(path)
+    clip = build_clip(weights, str(source), getattr(torch, precision), path)
+    clip.sha256 = checkpoints.sha256(path)
+    return clip.to(device)
+
+
+def read_clip(path: Path, _: dict | None = None) -> tuple[dict, dict[str, Tensor]]:
+    """What judging needs of a checkpoint: ({}, its tensors under OpenAI's names, mapped from the disk).
+
+    Raises:
+        CheckpointError: it is not one of OpenAI's CLIP models, or not whole; says which tensor does not fit.
+    """
+    weights = {key: value for key, value in checkpoints.read_weights(path).items() if key not in METADATA}
+    _blank(weights, path)
+    return {}, weights
+
+
+def build_clip(weights: dict[str, Tensor], name: str, precision: torch.dtype = torch.float32,
+               path: Path = Path("it")) -> CLIP:  # fmt: skip
+    """A frozen `CLIP` from a state dict in OpenAI's names; its shapes tell which of their networks it is.
+
+    A `vocab` tensor beside a shortened `token_embedding.weight` says which token each of its rows is; the others
+    become zero, which is what an untrained word is worth.
+
+    Args:
+        path: where the weights are from, for messages.
+    """
+    network = _blank(weights, path)
+    vocabulary = weights.get("vocab")
+    weights = _full({key: value.float() if value.is_floating_point() else value for key, value in weights.items()})
+    network.load_state_dict(weights, assign=True)
+    for block in network.transformer.resblocks:
+        block.attn_mask = network.build_attention_mask()  # in no state dict, so without values until now
+    return CLIP(network.requires_grad_(False), name, vocabulary, precision).eval()
+
+
+def _full(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same with a row for every token: U learnt ones (U, width) become (49408, width) by their `vocab` (U,)."""
+    weights = {key: value for key, value in weights.items() if key not in METADATA}
+    vocabulary = weights.pop("vocab", None)
+    if vocabulary is not None:
+        rows = weights["token_embedding.weight"]
+        full = rows.new_zeros(len(tokenizer().encoder), rows.shape[1])
+        weights["token_embedding.weight"] = full.index_copy(0, vocabulary.long(), rows)
+    return weights
+
+
+def _blank(weights: dict[str, Tensor], path: Path) -> nn.Module:
+    """The network that these weights belong to, on the meta device: without values, so at no cost."""
     try:
-        clip = build_clip(weights, str(source), getattr(torch, precision))
+        shapes = {key: value.to("meta") for key, value in _full(weights).items()}
+        with torch.device("meta"):
+            return openai_clip("model").build_model(shapes).float()  # strict in names and shapes
     except (LookupError, RuntimeError, ValueError, ArithmeticError, AssertionError) as error:
         raise checkpoints.CheckpointError(
             f"{path} does not hold one of OpenAI's CLIP models ({' '.join(str(error).split())[:200]}): fetch it again"
         ) from error
-    clip.sha256 = checkpoints.sha256(path)
-    return clip.to(device)

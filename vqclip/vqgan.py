@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from . import checkpoints
 from .ops import embed_codes, nearest_codes
 
+FIRST_STAGE = "first_stage_model."  # what a Net2NetTransformer calls its VQGAN
+
 
 class VQGAN(nn.Module):
     """Encoder, codebook and decoder of a VQGAN.
@@ -85,26 +87,43 @@ def load_vqgan(source: str | Path = "embedded", device: str | torch.device = "cp
     """Load a VQGAN for painting: frozen, float32, in eval mode.
 
     Args:
-        source: "embedded", the path of a checkpoint (.safetensors or .ckpt, with its .yaml beside it), or the name of
-            one in `root`.
+        source: "embedded"; the path of a checkpoint (.safetensors or .ckpt, with its .yaml beside it); the name of one
+            in `root`; or a name of the catalogue, such as "imagenet_f16_16384", which is fetched if it is not there.
         device: where it shall live.
-        root: the folder in which checkpoints are looked for by name.
+        root: the folder in which checkpoints are looked for by name, and into which they are fetched.
     Raises:
-        CheckpointError: the files are not there, or do not hold this kind of model.
+        CheckpointError: the files are not there and cannot be fetched, or do not hold this kind of model.
     """
-    path = checkpoints.find(source, root, embedded="vqgan")
-    config = checkpoints.read_config(path)
-    params = config["params"]
-    if "first_stage_config" in params:  # a Net2NetTransformer: its VQGAN is the first stage
-        config = params["first_stage_config"]
-        params = config["params"]
-    weights = checkpoints.read_weights(path)
-    prefix = "first_stage_model."
-    if any(key.startswith(prefix) for key in weights):
-        weights = {key[len(prefix) :]: value for key, value in weights.items() if key.startswith(prefix)}
-    weights = {key: value.float() for key, value in weights.items() if not key.startswith("loss.")}
-    with torch.device("meta"):
-        vqgan = VQGAN(params["ddconfig"], params["n_embed"], params["embed_dim"], "Gumbel" in config["target"])
-    checkpoints.load_strictly(vqgan, weights, path)
+    path = checkpoints.find(source, root, "vqgan")
+    config, weights = read_vqgan(path)
+    vqgan = _blank(config, path)
+    checkpoints.load_strictly(vqgan, {key: value.float() for key, value in weights.items()}, path)
     vqgan.name, vqgan.sha256 = str(source), checkpoints.sha256(path)
     return vqgan.to(device).eval().requires_grad_(False)
+
+
+def read_vqgan(path: Path, config: dict | None = None) -> tuple[dict, dict[str, Tensor]]:
+    """What painting needs of a checkpoint: (the arguments of `VQGAN`, its tensors, mapped from the disk).
+
+    Of a Net2NetTransformer that is its first stage; discriminator and perceptual loss are left out.
+
+    Raises:
+        CheckpointError: a tensor is missing or surplus or of another shape; says which.
+    """
+    weights = checkpoints.read_weights(path, skip=("loss.", f"{FIRST_STAGE}loss.", "transformer.", "cond_stage_model."))
+    config = config or checkpoints.read_config(path)
+    first_stage = {key[len(FIRST_STAGE) :]: value for key, value in weights.items() if key.startswith(FIRST_STAGE)}
+    weights = first_stage or weights
+    checkpoints.check(_blank(config, path), weights, path)
+    return config, weights
+
+
+def _blank(config: dict, path: Path) -> VQGAN:
+    """The network without weights."""
+    try:
+        with torch.device("meta"):
+            return VQGAN(**config)
+    except Exception as error:  # whatever taming trips over in numbers that are none
+        raise checkpoints.CheckpointError(
+            f"the configuration of {path.name} describes no VQGAN ({type(error).__name__}: {error}): fetch it again"
+        ) from error
