@@ -95,6 +95,12 @@ def test_what_is_wrong_is_said_in_one_sentence(vqclip, words, said):
     assert code == 2 and last.startswith("vqclip: ") and said in last, (out, err)
 
 
+def test_a_reader_who_has_had_enough_is_no_error():
+    command = f"{sys.executable} -m vqclip settings | head -n 1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == "" and done.stdout.startswith("prompts")
+
+
 def test_importing_loads_nothing_heavy():
     code = "import sys, vqclip; print([m for m in ('torch', 'ipywidgets', 'pytorch_lightning') if m in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"

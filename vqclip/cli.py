@@ -30,7 +30,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(arguments)
     warnings.showwarning = lambda message, *_: print(f"note: {message}", file=sys.stderr)
     try:
-        return arguments.run(arguments) or 0
+        code = arguments.run(arguments) or 0
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever reads our output, `head` say, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, ArithmeticError) as error:  # every error of ours is one of these
         if type(error).__module__.partition(".")[0] != __package__:
             raise
