@@ -91,6 +91,11 @@ def parse(source: str | Iterable[str | Prompt]) -> tuple[Prompt, ...]:
     return tuple(prompts)
 
 
+def parse_optional(source: str) -> tuple[Prompt, ...]:
+    """As `parse`, but an empty text, for which a setting was left empty, is no prompts instead of an error."""
+    return parse(source) if source else ()
+
+
 def normalise(prompts: Iterable[Prompt]) -> tuple[Prompt, ...]:
     """Divide every weight by the sum of magnitudes, so that the shares |w| add up to 1; stops stay.
 

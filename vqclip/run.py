@@ -231,16 +231,10 @@ def generate(prompts: str | Sequence | None = None, vqgan: VQGAN | str | Path | 
     if len(set(names)) < len(names):
         raise SettingsError(f"clip={' + '.join(names)!r} has the same judge twice: name each once")
     settings = settings.replace(vqgan=painter.name, clip=" + ".join(names))
-    w, h = painter.grid(*settings.size)
-    with torch.no_grad():
-        if settings.init_image:
-            picture = load_image(settings.init_image, (w * painter.f, h * painter.f))
-            start = painter.encode(picture.to(device))  # (1, h, w)
-        else:
-            start = STARTS[settings.start](painter, w, h, torch.Generator().manual_seed(_seed(settings, "start")))
+    start = _start(painter, settings, device)
     latent = VQLatent(painter, start, settings.init_weight, settings.init_decay, settings.ema)
     losses = {judge.name: (1 / len(judges), _prompt_loss(judge, settings, pictures or {}, device)) for judge in judges}
-    for like in prompt_language.parse(settings.losses) if settings.losses else ():
+    for like in prompt_language.parse_optional(settings.losses):
         if like.text not in LOSSES:
             raise SettingsError(f"losses={settings.losses!r}: there is no {like.text!r}; choose {', '.join(LOSSES)}")
         losses[like.text] = like.weight, LOSSES[like.text]
@@ -248,11 +242,21 @@ def generate(prompts: str | Sequence | None = None, vqgan: VQGAN | str | Path | 
     return Run(latent, losses, optimizer, settings.steps, settings)
 
 
+@torch.no_grad()
+def _start(painter: VQGAN, settings: Settings, device: torch.device) -> Tensor:
+    """Where z begins: the codes of the picture to start from (1, h, w), or what `STARTS` has."""
+    w, h = painter.grid(*settings.size)
+    if settings.init_image:
+        picture = load_image(settings.init_image, (w * painter.f, h * painter.f))
+        return painter.encode(picture.to(device))
+    return STARTS[settings.start](painter, w, h, torch.Generator().manual_seed(_seed(settings, "start")))
+
+
 def _prompt_loss(judge: Perceptor, settings: Settings, found: Mapping[str, Path], device: torch.device) -> PromptLoss:
     cutouts = Cutouts(judge.size, settings.cutouts, settings.cut_pow, _augment(settings),
                       settings.cutter == "pooled", _seed(settings, judge.name), device)  # fmt: skip
-    texts = prompt_language.parse(settings.prompts) if settings.prompts else ()
-    pictures = prompt_language.parse(settings.image_prompts) if settings.image_prompts else ()
+    texts = prompt_language.parse_optional(settings.prompts)
+    pictures = prompt_language.parse_optional(settings.image_prompts)
     shares = prompt_language.normalise((*texts, *pictures))
     sources = (found.get(picture.text, picture.text) for picture in pictures)
     images = [load_image(source, area=math.prod(settings.size)).to(device) for source in sources]

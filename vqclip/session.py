@@ -23,7 +23,7 @@ import platform
 import re
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -110,7 +110,7 @@ class Session:
             }  # fmt: skip
             run.settings.save(path / "settings.yaml")
             about["settings_sha256"] = sha256(path / "settings.yaml")
-            for number, like in enumerate(_image_prompts(run.settings)):
+            for number, like in enumerate(prompt_language.parse_optional(run.settings.image_prompts)):
                 save_png(path / f"image_prompt_{number}.png", load_image(like.text)[0])
             CodeLog.create(path / "codes", *run.latent.z.shape[2:], len(vqgan.codebook))
             (path / "losses.jsonl").touch()
@@ -184,7 +184,8 @@ class Session:
             raise SessionError(f"{self.path / 'settings.yaml'} was changed since the session began, so going on would "
                                "paint something else: undo that, or begin anew with it")  # fmt: skip
         # The start is in the state and the pictures are here: nothing outside the session is needed again.
-        pictures = {like.text: self._picture(number) for number, like in enumerate(_image_prompts(self.settings))}
+        likes = prompt_language.parse_optional(self.settings.image_prompts)
+        pictures = {like.text: self._picture(number) for number, like in enumerate(likes)}
         run = generate(vqgan=vqgan, clip=clip, settings=self.settings.replace(init_image=""), pictures=pictures,
                        root=root or self.checkpoints_folder)  # fmt: skip
         run.settings = self.settings
@@ -335,9 +336,6 @@ def _new_folder(parent: Path, settings: Settings) -> Path:
             continue
     raise SessionError(f"too many sessions of the name {name} in {parent}: move some away")
 
-
-def _image_prompts(settings: Settings) -> Iterable[prompt_language.Prompt]:
-    return prompt_language.parse(settings.image_prompts) if settings.image_prompts else ()
 
 
 def _checkpoints(run: Run) -> dict[str, str | None]:
