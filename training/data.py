@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -10,20 +11,21 @@ import numpy as np
 from .scenes import SIDE, render, scene
 
 
-def _render(seed: int) -> np.ndarray:
-    return render(scene(seed))
+def _render(seed: int, held_out: bool) -> np.ndarray:
+    return render(scene(seed, held_out))
 
 
-def rendered(folder: Path, count: int, first: int = 0, processes: int = 1) -> np.ndarray:
+def rendered(folder: Path, count: int, first: int = 0, processes: int = 1, held_out: bool = False) -> np.ndarray:
     """Scenes `first` to `first + count` as (count, SIDE, SIDE, 3) uint8, from `folder` or painted there now."""
     path = folder / f"scenes-{first}-{count}.npy"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        pictures = np.lib.format.open_memmap(partial, "w+", np.uint8, (count, SIDE, SIDE, 3))
+        unfinished = path.with_suffix(".partial")
+        pictures = np.lib.format.open_memmap(unfinished, "w+", np.uint8, (count, SIDE, SIDE, 3))
+        paint = partial(_render, held_out=held_out)
         with get_context("spawn").Pool(processes) as pool:
-            for k, picture in enumerate(pool.imap(_render, range(first, first + count), chunksize=32)):
+            for k, picture in enumerate(pool.imap(paint, range(first, first + count), chunksize=32)):
                 pictures[k] = picture
         pictures.flush()
-        partial.rename(path)
+        unfinished.rename(path)
     return np.load(path, mmap_mode="r")

@@ -34,11 +34,20 @@ PLACES = {  # which objects stand on which grounds; those of the sky go anywhere
     "mountains": ("pine", "castle", "house", "tree"),
     "snowy mountains": ("pine", "house", "castle"),
 }
+# Never rendered for training: what is asked of the pair in `prompts.yaml` goes through these.
+HELD_OUT = frozenset({
+    ("desert", "night"), ("forest", "sunset"), ("city", "dawn"), ("beach", "night"), ("snow", "dawn"), ("sea", "fog"),
+    ("snow", "cactus"), ("desert", "palm"), ("meadow", "castle"), ("mountains", "house"), ("city", "balloon"),
+    ("sea", "birds"), ("beach", "lighthouse"), ("snowy mountains", "pine"), ("forest", "moon"), ("meadow", "rainbow"),
+    ("house", "yellow"), ("sailboat", "purple"), ("balloon", "green"), ("flowers", "blue"),
+    ("circle", "green"), ("heart", "blue"), ("square", "red"), ("triangle", "yellow"), ("star", "purple"),
+    ("white", "black"), ("red", "yellow"), ("blue", "orange"),  # a shape's colour and what is behind it
+})  # fmt: skip
 SKY = {  # top and bottom of the sky, the colour of the light
     "dawn": ((0.50, 0.58, 0.86), (1.00, 0.80, 0.74), (0.98, 0.88, 0.92)),
     "day": ((0.20, 0.47, 0.90), (0.74, 0.88, 1.00), (1.00, 1.00, 1.00)),
-    "sunset": ((0.33, 0.17, 0.48), (1.00, 0.55, 0.16), (1.00, 0.66, 0.48)),
-    "night": ((0.02, 0.03, 0.11), (0.09, 0.12, 0.30), (0.26, 0.30, 0.52)),
+    "sunset": ((0.33, 0.17, 0.48), (1.00, 0.55, 0.16), (1.00, 0.77, 0.66)),
+    "night": ((0.02, 0.03, 0.11), (0.09, 0.12, 0.30), (0.36, 0.40, 0.62)),
 }
 SOIL = {  # far and near colour of the ground
     "desert": ((0.97, 0.80, 0.50), (0.86, 0.62, 0.28)), "snow": ((0.90, 0.93, 0.99), (0.99, 0.99, 1.00)),
@@ -72,6 +81,13 @@ class Scene:
     def __post_init__(self):
         object.__setattr__(self, "facts", frozenset(self._facts()))
 
+    @property
+    def pairs(self) -> frozenset[tuple[str, str]]:
+        """What goes together in it, as HELD_OUT names it."""
+        with_ground = (self.time, self.weather, *(name for name, _ in self.objects))
+        behind = {(colour, self.backdrop) for _, colour in self.objects}
+        return frozenset({(self.ground, other) for other in with_ground} | set(self.objects) | behind)
+
     def _facts(self):
         for name, colour in self.objects:
             yield name
@@ -91,10 +107,18 @@ class Scene:
             yield "snow"
 
 
-def scene(seed: int) -> Scene:
-    """The scene of a seed: the same for ever."""
+def scene(seed: int, held_out: bool = False) -> Scene:
+    """The scene of a seed: the same for ever; without the HELD_OUT pairs unless they are asked for."""
     rng = np.random.default_rng((2026, seed))
-    if rng.random() < 0.06:
+    while True:
+        drawn = _draw(seed, rng)
+        if held_out or not HELD_OUT & drawn.pairs:
+            return drawn
+
+
+def _draw(seed: int, rng) -> Scene:
+    """Any scene at all."""
+    if rng.random() < 0.14:
         shape, colour, backdrop = rng.choice(SHAPES), *rng.choice(list(COLOURS), 2, replace=False)
         return Scene(seed, "", objects=((str(shape), str(colour)),), backdrop=str(backdrop))
     ground, time = str(rng.choice(GROUNDS)), str(rng.choice(TIMES, p=(0.2, 0.35, 0.2, 0.25)))
@@ -107,7 +131,7 @@ def scene(seed: int) -> Scene:
             objects.append(name)
     if time == "day" and weather in ("rain", "clouds", "clear") and rng.random() < 0.08:
         objects.append("rainbow")
-    if rng.random() < 0.6:
+    if rng.random() < 0.7:
         objects.append(str(rng.choice(PLACES[ground])))
         if rng.random() < 0.15:
             objects.append(str(rng.choice(PLACES[ground])))
@@ -198,7 +222,7 @@ def render(scene: Scene) -> np.ndarray:
     top, bottom, light = (np.array(c, np.float32) for c in SKY[scene.time])
     top, bottom = (np.clip(c * rng.uniform(0.9, 1.1) + rng.normal(0, 0.02, 3), 0, 1) for c in (top, bottom))
     if scene.weather in ("rain", "snowfall", "fog"):  # grey skies
-        top, bottom = (0.35 * c + 0.65 * (c.mean() * 0.6 + 0.35 * light.mean()) for c in (top, bottom))
+        top, bottom = (0.5 * c + 0.5 * (c.mean() * 0.6 + 0.35 * light.mean()) for c in (top, bottom))
         light = light * 0.9
     canvas = Canvas(light)
     horizon = rng.uniform(0.42, 0.64)
@@ -210,6 +234,7 @@ def render(scene: Scene) -> np.ndarray:
             OBJECTS[name](canvas, rng, rng.uniform(0.15, 0.85), horizon, scene.time)
     _sky(canvas, rng, scene, horizon)
     _land(canvas, rng, scene, horizon)
+    canvas.light = 0.45 + 0.55 * canvas.light  # what stands in front keeps more of its own colour
     places = list(rng.permutation((0.27, 0.5, 0.73)) + rng.uniform(-0.07, 0.07, 3))
     for name, colour in scene.objects:
         if name not in ("stars", "moon", "sun", "rainbow"):
@@ -316,7 +341,7 @@ def _weather(canvas, rng, scene):
         canvas.fill(flakes, (0.98, 0.98, 1.0), lit=False)
     elif scene.weather == "fog":
         mist = np.array((0.84, 0.85, 0.87)) * (0.35 + 0.65 * canvas.light.mean())
-        canvas.fill(np.clip(0.5 + 0.35 * _noise(rng, 4, 6), 0, 0.85), mist, lit=False)
+        canvas.fill(np.clip(0.38 + 0.36 * _noise(rng, 4, 6), 0, 0.75), mist, lit=False)
 
 
 # --------------------------------------------------------------------------------------------------- objects
@@ -406,7 +431,7 @@ def _house(canvas, rng, cx, horizon, colour):
     roof = (0.45, 0.20, 0.14) if colour != "brown" else (0.30, 0.30, 0.34)
     canvas.fill(_soft(cone(x, y, cx, base - h - 0.13, base - h, w + 0.03)), roof)
     canvas.fill(_soft(box(x, y, cx - 0.025, cx + 0.025, base - 0.1, base)), (0.25, 0.16, 0.10))
-    night = canvas.light.mean() < 0.5
+    night = canvas.light.mean() < 0.75
     for side in (-0.6, 0.6):
         pane = box(x, y, cx + side * w - 0.028, cx + side * w + 0.028, base - h * 0.75, base - h * 0.42)
         canvas.fill(_soft(pane), (1.0, 0.85, 0.4) if night else (0.7, 0.85, 0.95), lit=not night)
@@ -462,8 +487,8 @@ def _castle(canvas, rng, cx, horizon, colour):
 def _birds(canvas, rng, cx, horizon, colour):
     x, y = _grid()
     for _ in range(rng.integers(3, 6)):
-        bx, by, w = rng.uniform(0.15, 0.85), rng.uniform(0.08, 0.34), rng.uniform(0.04, 0.06)
-        wing = np.abs(y - by + 0.9 * np.abs(np.abs(x - bx) - w / 2) - w * 0.3) - 0.009
+        bx, by, w = rng.uniform(0.15, 0.85), rng.uniform(0.08, 0.34), rng.uniform(0.05, 0.075)
+        wing = np.abs(y - by + 0.9 * np.abs(np.abs(x - bx) - w / 2) - w * 0.3) - 0.012
         canvas.fill(_soft(np.maximum(wing, np.abs(x - bx) - w)), (0.08, 0.08, 0.10), lit=False)
 
 
