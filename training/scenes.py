@@ -14,6 +14,7 @@ import numpy as np
 
 SIDE = 128
 GROUNDS = ("desert", "snow", "meadow", "sea", "beach", "forest", "city", "mountains", "snowy mountains")
+TALL = ("forest", "city", "mountains", "snowy mountains")  # they hide the sky above the horizon
 TIMES = ("dawn", "day", "sunset", "night")
 WEATHERS = ("clear", "clouds", "rain", "snowfall", "fog")
 SHAPES = ("circle", "square", "triangle", "heart", "star")
@@ -225,13 +226,15 @@ def render(scene: Scene) -> np.ndarray:
         top, bottom = (0.5 * c + 0.5 * (c.mean() * 0.6 + 0.35 * light.mean()) for c in (top, bottom))
         light = light * 0.9
     canvas = Canvas(light)
-    horizon = rng.uniform(0.42, 0.64)
+    tall = scene.ground in TALL
+    horizon = rng.uniform(0.54, 0.66) if tall else rng.uniform(0.42, 0.64)
     canvas.fill(np.ones((SIDE, SIDE), np.float32),
                 top + (bottom - top) * np.clip(y / horizon, 0, 1)[..., None] ** 1.3, lit=False)  # fmt: skip
     names = dict(scene.objects)
     for name in ("stars", "moon", "sun", "rainbow"):
         if name in names:
-            OBJECTS[name](canvas, rng, rng.uniform(0.15, 0.85), horizon, scene.time)
+            low = 0.34 if tall and name == "sun" else horizon  # not behind what stands there
+            OBJECTS[name](canvas, rng, rng.uniform(0.15, 0.85), low, scene.time)
     _sky(canvas, rng, scene, horizon)
     _land(canvas, rng, scene, horizon)
     canvas.light = 0.45 + 0.55 * canvas.light  # what stands in front keeps more of its own colour
