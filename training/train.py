@@ -62,8 +62,8 @@ def train_vqgan(recipe: DictConfig, pictures: np.ndarray) -> PaintersTraining:
     """The painter."""
     v = recipe.vqgan
     ddconfig = OmegaConf.to_container(v.ddconfig)
-    training = PaintersTraining(ddconfig, v.n_embed, v.embed_dim, v.lr, v.steps, v.wrong, v.critic_from,
-                                v.critic_share, recipe.seed)  # fmt: skip
+    training = PaintersTraining(ddconfig, v.n_embed, v.embed_dim, v.lr, v.steps, v.wrong, v.jitter,
+                                v.critic_from, v.critic_share, recipe.seed)  # fmt: skip
     if not (Path(recipe.folder) / "vqgan" / "last.ckpt").exists():
         training.fit_codes(pictures, v.patches, v.rounds, recipe.seed)
     fit(training, lambda skip: Crops(pictures, v.batch, v.crop, recipe.seed, skip), recipe, "vqgan", v.steps, 2)
