@@ -162,8 +162,9 @@ class JudgesTraining(pl.LightningModule):
         draw = self.cutter.draw(*whole.shape[2:])
         whole, spoilt = (glimpses(images, self.cutter, draw) for images in (whole, spoilt))
         right = torch.tensor([[s <= f for f in facts] for s in said], device=whole.device)  # (T, B)
-        read = self.read(list(texts))
-        logits = self.clip.logit_scale.exp().clamp(max=30) * read @ self.see(whole).T  # (T, B)
+        read, seen = self.read(list(texts)), self.see(whole)
+        with torch.autocast(whole.device.type, enabled=False):  # bfloat16 is too coarse to tell likenesses apart
+            logits = self.clip.logit_scale.exp().clamp(max=30) * read @ seen.T  # (T, B)
         losses = {"texts": agree(logits, right), "images": agree(logits.T, right.T)}
         losses["pointing"] = self._pointing(whole, spoilt, read)
         self.log_dict(losses)
