@@ -17,6 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
 
+from vqclip.files import atomic
+
 from .data import rendered
 from .export import export_clip, export_vqgan
 from .train_clip import Captioned, JudgesTraining, Mosaic, repaint
@@ -86,8 +88,12 @@ def train_clip(recipe: DictConfig, pictures: np.ndarray, painting: PaintersTrain
         return judging
 
     first = stage("clip", 0)
-    painted = repaint(painting, mosaic, np.asarray(pictures[: recipe.painted.scenes]), recipe.seed)
-    return stage("painted", 1, first, painted)
+    kept = Path(recipe.folder) / f"painted-{recipe.painted.scenes}.npy"
+    if not kept.exists():
+        both = repaint(painting, mosaic, np.asarray(pictures[: recipe.painted.scenes]), recipe.seed)
+        with atomic(kept) as file:
+            np.save(file, np.stack(both))
+    return stage("painted", 1, first, np.load(kept, mmap_mode="r"))
 
 
 def provenance(recipe: DictConfig) -> dict:
