@@ -5,11 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file
 
 import vqclip
 from training.captions import LANGUAGES, NOUNS, all_words, caption, phrase
-from training.scenes import COLOURS, GROUNDS, SHAPES, SIDE, Scene, render, scene
+from training.scenes import COLOURS, GROUNDS, HELD_OUT, SHAPES, SIDE, Scene, render, scene
+from training.train_clip import spoil
 from vqclip.perceptor import tokenizer
 
 
@@ -73,6 +75,20 @@ def test_every_thing_is_seen(thing):
     assert (np.abs(found - bare).max(2) > 0.1).sum() > 60
 
 
+def test_what_is_held_out_is_never_rendered_unless_asked_for():
+    assert not any(HELD_OUT & scene(k).pairs for k in range(2000))
+    assert any(HELD_OUT & scene(k, held_out=True).pairs for k in range(200))
+    assert ("desert", "night") in Scene(0, "desert", "night").pairs
+    assert ("circle", "green") in Scene(0, "", objects=(("circle", "green"),), backdrop="red").pairs
+
+
+def test_spoilt_latents_lie_between_the_picture_and_nothing_of_it():
+    torch.manual_seed(0)
+    z, codebook = torch.randn(400, 4, 6, 6), torch.randn(50, 4)
+    lost = (spoil(z, codebook) - z).flatten(1).norm(dim=1) / z.flatten(1).norm(dim=1)
+    assert lost.min() < 0.1 and 0.4 < lost.median() < 1.2 and lost.max() > 1.2
+
+
 def test_captions_mention_only_what_is_true():
     rng = np.random.default_rng(0)
     for k in range(300):
@@ -115,7 +131,7 @@ scenes=48 processes=1 save_every=4 accelerator=cpu precision=32-true
 vqgan.n_embed=64 vqgan.patches=1500 vqgan.rounds=4 vqgan.batch=4 vqgan.steps={vqgan} vqgan.critic_from=10
 vqgan.ddconfig.z_channels=32 clip.batch=12 clip.steps={clip} clip.network.transformer_layers=1
 clip.network.transformer_width=64 clip.network.transformer_heads=1 clip.network.embed_dim=32
-steady.repainted=12 steady.batch=12 steady.steps={steady}
+painted.scenes=12 painted.batch=12 painted.steps={painted}
 """.split()
 
 
@@ -130,8 +146,8 @@ def curve(folder: Path, stage: str, name: str) -> list[float]:
 def test_a_miniature_learns_resumes_and_paints(tmp_path):
     from training.train import read_recipe, train
 
-    def run(vqgan: int, clip: int, steady: int) -> None:
-        changes = [line.format(vqgan=vqgan, clip=clip, steady=steady) for line in MINIATURE]
+    def run(vqgan: int, clip: int, painted: int) -> None:
+        changes = [line.format(vqgan=vqgan, clip=clip, painted=painted) for line in MINIATURE]
         train(read_recipe([*changes, f"folder={tmp_path / 'runs'}", f"out={tmp_path / 'pair'}"]))
 
     run(50, 50, 50)
@@ -140,7 +156,8 @@ def test_a_miniature_learns_resumes_and_paints(tmp_path):
     second = load_file(tmp_path / "pair" / "vqgan.safetensors")
     assert (first["quantize.embedding.weight"] == second["quantize.embedding.weight"]).all()
     assert (first["decoder.conv_out.weight"] != second["decoder.conv_out.weight"]).any()
-    for stage, name in (("vqgan", "paint"), ("vqgan", "encode"), ("clip", "texts"), ("steady", "texts")):
+    for stage, name in (("vqgan", "paint"), ("vqgan", "encode"), ("clip", "texts"), ("clip", "pointing"),
+                        ("painted", "pointing")):
         values = curve(tmp_path / "runs", stage, name)
         assert len(values) >= 4 and values[-1] < values[0], (name, values)
     run_ = vqclip.generate("desert", tmp_path / "pair" / "vqgan.safetensors", tmp_path / "pair" / "clip.safetensors",

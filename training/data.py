@@ -7,6 +7,8 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from .scenes import SIDE, render, scene
 
@@ -29,3 +31,8 @@ def rendered(folder: Path, count: int, first: int = 0, processes: int = 1, held_
         pictures.flush()
         unfinished.rename(path)
     return np.load(path, mmap_mode="r")
+
+
+def floats(pictures: np.ndarray) -> Tensor:
+    """(B, H, W, 3) uint8 -> (B, 3, H, W) in [0, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 255

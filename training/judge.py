@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from .data import rendered
+from .data import floats, rendered
 from .scenes import COLOURED, COLOURS, GROUNDS, OBJECTS, SHAPES, SIDE, TIMES, WEATHERS, Scene, scene
 
 WORTHY = 0.97  # of the attributes of fresh renders
@@ -121,6 +121,7 @@ def load_judge(path: Path = WEIGHTS) -> Judge:
 
 def labels(scenes: list[Scene]) -> dict[str, Tensor]:
     """What the heads should say; IGNORED where a picture has no such attribute."""
+
     def index(names, name):
         return names.index(name) if name in names else IGNORED
 
@@ -155,11 +156,6 @@ def right(judge: Judge, pictures: np.ndarray, scenes: list[Scene]) -> dict[str, 
             wrong += len(reading.things - dict(s.objects).keys())
     shares = {kind: float(np.mean(hits)) for kind, hits in tally.items()}
     return {**shares, "all": float(np.mean(sum(tally.values(), []))), "false": wrong / len(scenes)}
-
-
-def floats(pictures: np.ndarray) -> Tensor:
-    """(B, H, W, 3) uint8 -> (B, 3, H, W) in [0, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 255
 
 
 def disturbed(images: Tensor) -> Tensor:

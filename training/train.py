@@ -1,7 +1,7 @@
 """Make the embedded pair: `python -m training.train [key=value ...]`, keys as in recipe.yaml.
 
-Three stages, each resumed where it stopped: the VQGAN; the CLIP on scenes; the CLIP, steadied against disturbance and
-against what the VQGAN makes of wrong codes. Runs unchanged on a CPU or a GPU.
+Three stages, each resumed where it stopped: the VQGAN; the CLIP on mosaics of codes; the CLIP on what the VQGAN makes
+of them. Runs unchanged on a CPU or a GPU.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pytorch_lightning.loggers import CSVLogger
 
 from .data import rendered
 from .export import export_clip, export_vqgan
-from .train_clip import Captioned, JudgesTraining, repaint
+from .train_clip import Captioned, JudgesTraining, Mosaic, repaint
 from .train_vqgan import Crops, PaintersTraining
 
 RECIPE = Path(__file__).parent / "recipe.yaml"
@@ -62,8 +62,8 @@ def train_vqgan(recipe: DictConfig, pictures: np.ndarray) -> PaintersTraining:
     """The painter."""
     v = recipe.vqgan
     ddconfig = OmegaConf.to_container(v.ddconfig)
-    training = PaintersTraining(ddconfig, v.n_embed, v.embed_dim, v.lr, v.steps, v.wrong, v.critic_from,
-                                v.critic_share, recipe.seed)  # fmt: skip
+    training = PaintersTraining(ddconfig, v.n_embed, v.embed_dim, v.lr, v.steps, v.wrong, v.jitter,
+                                v.critic_from, v.critic_share, recipe.seed)  # fmt: skip
     if not (Path(recipe.folder) / "vqgan" / "last.ckpt").exists():
         training.fit_codes(pictures, v.patches, v.rounds, recipe.seed)
     fit(training, lambda skip: Crops(pictures, v.batch, v.crop, recipe.seed, skip), recipe, "vqgan", v.steps, 2)
@@ -71,20 +71,23 @@ def train_vqgan(recipe: DictConfig, pictures: np.ndarray) -> PaintersTraining:
 
 
 def train_clip(recipe: DictConfig, pictures: np.ndarray, painting: PaintersTraining) -> JudgesTraining:
-    """The judge: first on scenes alone, then against disturbance and the painter's mistakes."""
-    c, steady = recipe.clip, recipe.steady
-    network = OmegaConf.to_container(c.network)
+    """The judge: first against mosaics of spoilt codes, then against what the painter makes of them."""
+    network = OmegaConf.to_container(recipe.clip.network)
     network["vision_layers"] = tuple(network["vision_layers"])
-    first = JudgesTraining(network, c.lr, c.steps, c.weight_decay, painting.f, seed=recipe.seed)
-    fit(first, lambda skip: Captioned(pictures, c.batch, recipe.seed, skip), recipe, "clip", c.steps)
+    mosaic = Mosaic(painting)
 
-    judging = JudgesTraining(network, steady.lr, steady.steps, c.weight_decay, painting.f, steady.disturb,
-                             recipe.seed + 1)  # fmt: skip
-    judging.load_state_dict(first.state_dict())
-    again, spoilt = repaint(painting, np.asarray(pictures[: steady.repainted]), recipe.seed)
-    fit(judging, lambda skip: Captioned(pictures, steady.batch, recipe.seed + 1, skip, again, spoilt), recipe, "steady",
-        steady.steps)  # fmt: skip
-    return judging
+    def stage(name: str, number: int, before: JudgesTraining | None = None, painted=None) -> JudgesTraining:
+        c = recipe[name]
+        judging = JudgesTraining(network, c.lr, c.steps, c.weight_decay, c.pointing, mosaic, recipe.seed + number)
+        if before is not None:
+            judging.load_state_dict(before.state_dict())
+        fit(judging, lambda skip: Captioned(pictures, c.batch, recipe.seed + number, skip, painted), recipe, name,
+            c.steps)  # fmt: skip
+        return judging
+
+    first = stage("clip", 0)
+    painted = repaint(painting, mosaic, np.asarray(pictures[: recipe.painted.scenes]), recipe.seed)
+    return stage("painted", 1, first, painted)
 
 
 def provenance(recipe: DictConfig) -> dict:

@@ -12,12 +12,15 @@ import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from vqclip.cutouts import AUGMENTS, Cutouts, _bend, resampling
+from vqclip.cutouts import AUGMENTS, Cutouts, Draw, _bend, resampling
 from vqclip.ops import clamp_with_grad
 from vqclip.perceptor import MEAN, STD, openai_clip, tokenizer
 
 from .captions import all_words, caption
+from .codes import assign, project
+from .data import floats
 from .scenes import scene
 
 
@@ -45,10 +48,8 @@ class Vocabulary:
         return batch
 
 
-def look(images: Tensor, cutter: Cutouts) -> Tensor:
+def glimpses(images: Tensor, cutter: Cutouts, draw: Draw) -> Tensor:
     """One glimpse of each image (B, 3, H, W) -> (B, 3, S, S), cut and disturbed as the loop does it."""
-    cutter.n = len(images)
-    draw = cutter.draw(*images.shape[2:])
     side, left, top = draw.boxes.unbind(1)
     rows = resampling(side, top, images.shape[2], cutter.size)  # (B, S, H)
     columns = resampling(side, left, images.shape[3], cutter.size)  # (B, S, W)
@@ -58,16 +59,52 @@ def look(images: Tensor, cutter: Cutouts) -> Tensor:
     return clamp_with_grad(cut + draw.grains)
 
 
-def mix(images: Tensor, cell: int) -> Tensor:
-    """Images in which a share of the cells comes from others of the batch: what a wrong grid of codes looks like."""
-    B, _, H, W = images.shape
-    h, w = H // cell, W // cell
-    share = torch.rand(B, 1, 1, 1) ** 1.5 * 0.9 + 0.1
-    coarse = F.interpolate(torch.rand(B, 1, 3, 3), (h, w), mode="bilinear")
-    score = torch.where(torch.rand(B, 1, 1, 1) < 0.5, coarse + 0.1 * torch.rand(B, 1, h, w), torch.rand(B, 1, h, w))
-    limit = score.flatten(1).sort(1).values.gather(1, (share.view(B, 1) * (h * w - 1)).long()).view(B, 1, 1, 1)
-    mask = (score <= limit).float().repeat_interleave(cell, 2).repeat_interleave(cell, 3)
-    return images + mask * (images.roll(1, 0) - images)
+def spoil(z: Tensor, codebook: Tensor) -> Tensor:
+    """Latents of pictures (B, C, h, w) -> latents as guidance meets them on its way to those pictures.
+
+    By any share from nothing to all, each picture loses to one of: random codes cell by cell, a region of another
+    picture, a blend with another picture, a blend with random codes, a fade to the mean code.
+    """
+    B, C, h, w = z.shape
+    share = torch.rand(B, 1, 1, 1, device=z.device)
+    draw = torch.randint(len(codebook), (B, h, w), device=z.device)
+    codes, other = codebook[draw].permute(0, 3, 1, 2), z.roll(1, 0)
+    cells = (torch.rand(B, 1, h, w, device=z.device) < share).float()
+    hills = F.interpolate(torch.rand(B, 1, 3, 3, device=z.device), (h, w), mode="bilinear")
+    hills = hills + 0.1 * torch.rand(B, 1, h, w, device=z.device)
+    level = hills.flatten(1).sort(1).values.gather(1, (share.view(B, 1) * (h * w - 1)).long()).view(B, 1, 1, 1)
+    region = (hills <= level).float()
+    ways = torch.stack([
+        z + cells * (codes - z), z + region * (other - z), z + share * (other - z), z + share * (codes - z),
+        z * (1 - share) + share * codebook.mean(0).view(1, C, 1, 1),
+    ])  # fmt: skip
+    which = torch.tensor((0.3, 0.2, 0.2, 0.2, 0.1), device=z.device).multinomial(B, replacement=True)
+    return ways[which, torch.arange(B, device=z.device)]
+
+
+class Mosaic(nn.Module):
+    """The painter without its decoder: each code as the patch that it stands for."""
+
+    def __init__(self, painting):
+        super().__init__()
+        self.f = painting.f
+        self.register_buffer("weight", painting.weight.clone(), persistent=False)
+        self.register_buffer("mean", painting.mean.clone(), persistent=False)
+        self.register_buffer("codebook", painting.painter.quantize.embedding.weight.detach().clone(), persistent=False)
+        patches = self.codebook @ torch.linalg.pinv(self.weight).T + self.mean
+        self.register_buffer("patches", (patches / 2 + 0.5).clamp(0, 1).view(-1, 3, self.f, self.f), persistent=False)
+
+    @torch.no_grad()
+    def spoilt(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [0, 1] -> codes (B, h, w) of what `spoil` makes of them."""
+        z = spoil(project(images * 2 - 1, self.weight, self.mean, self.f), self.codebook)
+        codes = assign(z.permute(0, 2, 3, 1).flatten(0, 2), self.codebook)
+        return codes.view(z.shape[0], *z.shape[2:])
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """Codes (B, h, w) -> images (B, 3, H, W) in [0, 1]."""
+        B, h, w = codes.shape
+        return self.patches[codes].permute(0, 3, 1, 4, 2, 5).reshape(B, 3, h * self.f, w * self.f)
 
 
 def agree(logits: Tensor, right: Tensor) -> Tensor:
@@ -78,21 +115,26 @@ def agree(logits: Tensor, right: Tensor) -> Tensor:
 
 
 class JudgesTraining(pl.LightningModule):
-    """Contrastive learning with many right answers, against wrong pictures and against its own worst disturbance.
+    """Contrastive learning with many right answers, in which every gradient must point at a right picture.
+
+    What guides a picture is not how alike CLIP finds it to the text, but where that likeness rises. So besides telling
+    pictures apart, the likeness of a spoilt picture to a caption must rise towards the whole picture that the caption
+    was made of: denoising score matching (Vincent 2011; Song and Ermon 2019, arXiv 1907.05600) of an energy that is
+    CLIP's own cosine. The many ways to spoil a picture take the place of the noise.
 
     Args:
         network: arguments of OpenAI's `CLIP`, without the vocabulary's size.
         lr, steps, weight_decay: AdamW's; warm-up of 50 steps, cosine descent.
-        cell: pixels of a cell of `mix`, the painter's f.
-        disturb: the largest norm of what is added to a glimpse to mislead the network; 0 for none. A network that
-            withstands this has gradients that look like what it knows (Santurkar et al. 2019, arXiv 1906.09453).
-        seed: of all disturbances; a step draws the same whether or not training was interrupted before it.
+        pointing: weight of the gradients' direction against the contrastive loss.
+        mosaic: shows spoilt pictures where the batch brings none.
+        seed: of all glimpses; a step draws the same whether or not training was interrupted before it.
     """
 
-    def __init__(self, network: dict, lr: float, steps: int, weight_decay: float, cell: int, disturb: float = 0.0,
+    def __init__(self, network: dict, lr: float, steps: int, weight_decay: float, pointing: float, mosaic: Mosaic,
                  seed: int = 0):  # fmt: skip
         super().__init__()
-        self.save_hyperparameters()
+        self.save_hyperparameters(ignore=["mosaic"])
+        self.mosaic = mosaic
         self.vocabulary = Vocabulary()
         self.clip = openai_clip("model").CLIP(**network, vocab_size=len(self.vocabulary.ids))
         nn.init.constant_(self.clip.logit_scale, np.log(10.0))
@@ -110,42 +152,39 @@ class JudgesTraining(pl.LightningModule):
         return F.normalize(self.clip.encode_text(tokens).float(), dim=1)
 
     def training_step(self, batch, batch_idx: int) -> Tensor:
-        images, wrong, facts, texts, said = batch
+        whole, spoilt, facts, texts, said = batch
         at = self.hparams.seed * 1_000_003 + self.global_step
         torch.manual_seed(at)
+        spoilt = torch.cat([self.mosaic(self.mosaic.spoilt(whole[: len(whole) - len(spoilt)])), spoilt])
         self.cutter.generator.manual_seed(at)
         self.cutter.noise_generator.manual_seed(at)
-        wrong = torch.cat([mix(images, self.hparams.cell)[: len(images) // 2], wrong])
-        glimpses = look(torch.cat([images, wrong]), self.cutter)
-        right = torch.tensor([[s <= f for f in facts] for s in said], device=glimpses.device)  # (T, B)
-        read = self.read(list(texts))
-        if self.hparams.disturb:
-            glimpses = self._mislead(glimpses, read.detach(), right)
-        losses = self._losses(glimpses, read, right)
+        self.cutter.n = len(whole)
+        draw = self.cutter.draw(*whole.shape[2:])
+        whole, spoilt = (glimpses(images, self.cutter, draw) for images in (whole, spoilt))
+        right = torch.tensor([[s <= f for f in facts] for s in said], device=whole.device)  # (T, B)
+        read, seen = self.read(list(texts)), self.see(whole)
+        with torch.autocast(whole.device.type, enabled=False):  # bfloat16 is too coarse to tell likenesses apart
+            logits = self.clip.logit_scale.exp().clamp(max=30) * read @ seen.T  # (T, B)
+        losses = {"texts": agree(logits, right), "images": agree(logits.T, right.T)}
+        losses["pointing"] = self._pointing(whole, spoilt, read)
         self.log_dict(losses)
-        return losses["texts"] + 0.5 * losses["images"]
+        return losses["texts"] + 0.5 * losses["images"] + self.hparams.pointing * losses["pointing"]
 
-    def _losses(self, glimpses: Tensor, read: Tensor, right: Tensor) -> dict[str, Tensor]:
-        """Glimpses of B right pictures and then of wrong ones, texts (T, D), who is right for whom (T, B)."""
-        count = right.shape[1]
-        logits = self.clip.logit_scale.exp().clamp(max=30) * read @ self.see(glimpses).T  # (T, N)
-        nowhere = right.new_zeros(len(right), len(glimpses) - count)
-        return {
-            "texts": agree(logits, torch.cat([right, nowhere], 1)),
-            "images": agree(logits[:, :count].T, right.T),
-        }
+    def _pointing(self, whole: Tensor, spoilt: Tensor, read: Tensor) -> Tensor:
+        """1 - the cosine between where the likeness rises and where the whole picture is.
 
-    def _mislead(self, glimpses: Tensor, read: Tensor, right: Tensor) -> Tensor:
-        """Glimpses moved a random length up the loss, from a random place near by."""
-        norm = lambda x: x.flatten(1).norm(dim=1).view(-1, 1, 1, 1) + 1e-9  # noqa: E731
-        away = torch.randn_like(glimpses)
-        away = (away / norm(away) * self.hparams.disturb / 2).requires_grad_(True)
-        self.clip.eval()  # as the loop will see it, and BatchNorm's statistics stay those of plain pictures
-        losses = self._losses(glimpses + away, read, right)
-        (uphill,) = torch.autograd.grad(losses["texts"] + 0.5 * losses["images"], away)
+        Half of it for each picture by itself, half over the batch as one vector, so that gradients also are as long as
+        there is far to go. At half the resolution: the painter's codes cannot follow finer.
+        """
+        self.clip.eval()  # BatchNorm as the loop will see it
+        spoilt = spoilt.detach().requires_grad_(True)
+        with sdpa_kernel(SDPBackend.MATH):  # the fused ones have no second derivative
+            likeness = (self.see(spoilt) * read).sum()
+            (uphill,) = torch.autograd.grad(likeness, spoilt, create_graph=True)
         self.clip.train()
-        length = self.hparams.disturb * torch.rand(len(glimpses), 1, 1, 1, device=glimpses.device)
-        return (glimpses + away.detach() + length * uphill / norm(uphill)).clamp(0, 1)
+        uphill, ahead = (F.avg_pool2d(x.float(), 2).flatten(1) for x in (uphill, whole - spoilt.detach()))
+        each = F.cosine_similarity(uphill, ahead, dim=1).mean()
+        return 1 - 0.5 * (each + F.cosine_similarity(uphill.flatten(), ahead.flatten(), dim=0))
 
     def configure_optimizers(self):
         optimizer = torch.optim.AdamW(self.clip.parameters(), self.hparams.lr, (0.9, 0.98),
@@ -156,57 +195,47 @@ class JudgesTraining(pl.LightningModule):
 
 
 class Captioned(torch.utils.data.IterableDataset):
-    """Batches (images, wrong, facts, texts, said), step by step from one seed.
+    """Batches (whole, spoilt, facts, texts, said), step by step from one seed.
 
-    images (B, 3, H, W) in [0, 1]: scenes as rendered or, where there is a painter, half of them as it repaints them,
-    so that its manner is no sign of anything. wrong (B', 3, H, W): what it paints of spoilt codes. facts: what is
-    true of each image. texts, said: a caption of each image and the facts that it mentions.
+    whole (B, 3, H, W) in [0, 1]: scenes as rendered and then, where there is a painter, scenes as it repaints them, so
+    that its manner is no sign of anything; spoilt (B', 3, H, W): those last ones as it shows spoilt codes of them.
+    facts: what is true of each image. texts, said: a caption of each image and the facts that it mentions.
 
     Args:
         pictures: (M, H, W, 3) uint8, the scenes 0 to M.
-        repainted, spoilt: (M', H, W, 3) uint8, the first scenes through the painter; see `repaint`. Or None.
+        painted: two arrays (M', H, W, 3) uint8, the first scenes through the painter, whole and spoilt; see `repaint`.
+        share: of the batch that is painted.
     """
 
-    def __init__(self, pictures, batch: int, seed: int, skip: int = 0, repainted=None, spoilt=None):
+    def __init__(self, pictures, batch: int, seed: int, skip: int = 0, painted=None, share: float = 0.75):
         self.pictures, self.batch, self.seed, self.skip = pictures, batch, seed, skip
-        self.repainted, self.spoilt = repainted, spoilt
+        self.painted = painted if painted is not None else (pictures[:0], pictures[:0])
+        self.count = int(batch * share) if painted is not None else 0
         self.scenes = [scene(k) for k in range(len(pictures))]
 
     def __iter__(self):
         step = self.skip
         while True:
             rng = np.random.default_rng((self.seed, step))
-            chosen = rng.choice(len(self.pictures), self.batch, replace=False)
-            parts, wrong = [self.pictures[np.sort(chosen)]], self.pictures[:0]
-            scenes = [self.scenes[k] for k in np.sort(chosen)]
-            if self.repainted is not None:
-                again, spoilt = rng.choice(len(self.repainted), (2, self.batch // 2))
-                parts = [parts[0][: self.batch - len(again)], self.repainted[again]]
-                scenes = scenes[: self.batch - len(again)] + [self.scenes[k] for k in again]
-                wrong = self.spoilt[spoilt]
+            fresh = np.sort(rng.choice(len(self.pictures), self.batch - self.count, replace=False))
+            again = np.sort(rng.choice(max(1, len(self.painted[0])), self.count, replace=False))
+            whole = np.concatenate([self.pictures[fresh], self.painted[0][again]])
+            scenes = [self.scenes[k] for k in (*fresh, *again)]
             texts, said = zip(*(caption(s, rng) for s in scenes), strict=True)
-            yield _floats(np.concatenate(parts)), _floats(wrong), [s.facts for s in scenes], texts, said
+            yield floats(whole), floats(self.painted[1][again]), [s.facts for s in scenes], texts, said
             step += 1
 
 
-def _floats(pictures: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 255
-
-
 @torch.no_grad()
-def repaint(training, pictures: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures as the painter of a `PaintersTraining` shows their codes, and the same with some codes replaced."""
-    painter, generator = training.painter.eval(), torch.Generator().manual_seed(seed)
-    again, spoilt = np.empty_like(pictures), np.empty_like(pictures)
+def repaint(painting, mosaic: Mosaic, pictures: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pictures as the painter of a `PaintersTraining` shows their codes, and as it shows spoilt ones."""
+    torch.manual_seed(seed)
+    painter, again, spoilt = painting.painter.eval(), np.empty_like(pictures), np.empty_like(pictures)
     for first in range(0, len(pictures), 16):
         some = slice(first, first + 16)
-        codes = training.codes((_floats(pictures[some]) * 2 - 1).to(training.device)).cpu()
-        draw = lambda *shape: torch.rand(*shape, generator=generator)  # noqa: E731
-        anything = torch.randint(len(painter.quantize.embedding.weight), codes.shape, generator=generator)
-        other = torch.where(draw(len(codes), 1, 1) < 0.5, anything, codes.roll(1, 0))
-        bad = torch.where(draw(codes.shape) < draw(len(codes), 1, 1) ** 1.3, other, codes)
-        for target, grid in ((again, codes), (spoilt, bad)):
-            with torch.autocast(training.device.type, torch.bfloat16):
-                painted = painter.decode(painter.embed(grid.to(training.device)))
+        images = floats(pictures[some]).to(painting.device)
+        for target, codes in ((again, painting.codes(images * 2 - 1)), (spoilt, mosaic.spoilt(images))):
+            with torch.autocast(painting.device.type, torch.bfloat16):
+                painted = painter.decode(painter.embed(codes))
             target[some] = ((painted.float().clamp(-1, 1) + 1) * 127.5 + 0.5).byte().permute(0, 2, 3, 1).cpu().numpy()
     return again, spoilt

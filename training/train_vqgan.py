@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from taming.modules.diffusionmodules.model import Decoder, Encoder
 from torch import Tensor, nn
 
-from .codes import assign, kmeans, principal, project, sample_patches
+from .codes import CODE_STD, assign, kmeans, principal, project, sample_patches
 
 
 class Painter(nn.Module):
@@ -59,6 +59,13 @@ def corrupt(codes: Tensor, most: float, k: int) -> Tensor:
     mixed = codes.flatten()[torch.randperm(codes.numel(), device=codes.device)].view_as(codes)
     replacement = torch.where(torch.rand(codes.shape, device=codes.device) < 0.5, anything, mixed)
     return torch.where(wrong, replacement, codes)
+
+
+def jitter(z: Tensor, most: float) -> Tensor:
+    """Latents (B, C, h, w), for every other picture moved by noise of up to `most` standard deviations of a channel."""
+    size = torch.rand(len(z), 1, 1, 1, device=z.device) * most * CODE_STD
+    size[1::2] = 0
+    return z + size * torch.randn_like(z)
 
 
 class Crops(torch.utils.data.IterableDataset):
@@ -103,12 +110,13 @@ class PaintersTraining(pl.LightningModule):
         ddconfig, n_embed, embed_dim: as in CompVis' configurations.
         lr: Adam's, at the top of a warm-up of 50 steps and a cosine descent over `steps`.
         wrong: the largest share of codes that is replaced.
+        jitter: the largest noise on the latent, in standard deviations of a channel.
         critic_from: the step from which the critic is listened to; it learns from 30 steps before.
         critic_share: its gradient at the decoder's last layer, relative to that of the reconstruction.
         seed: of the corruption; a step draws the same whether or not training was interrupted before it.
     """
 
-    def __init__(self, ddconfig: dict, n_embed: int, embed_dim: int, lr: float, steps: int, wrong: float,
+    def __init__(self, ddconfig: dict, n_embed: int, embed_dim: int, lr: float, steps: int, wrong: float, jitter: float,
                  critic_from: int, critic_share: float, seed: int = 0):  # fmt: skip
         super().__init__()
         self.save_hyperparameters()
@@ -138,7 +146,8 @@ class PaintersTraining(pl.LightningModule):
         torch.manual_seed(self.hparams.seed * 1_000_003 + at)
         both, critics = self.optimizers()
         z = project(images.float(), self.weight, self.mean, self.f)
-        codes = corrupt(self.painter.nearest(z), self.hparams.wrong, self.hparams.n_embed)
+        codes = self.painter.nearest(jitter(z, self.hparams.jitter))
+        codes = corrupt(codes, self.hparams.wrong, self.hparams.n_embed)
         painted = self.painter.decode(self.painter.embed(codes)).float()
         paint = reconstruction(painted, images)
         encode = F.mse_loss(self.painter.encode(images).float(), z)
