@@ -56,9 +56,8 @@ def lacks(facts, others) -> bool:
 def scene_of(facts, seed: int) -> Scene:
     """A scene of which these facts are true, with what they leave open drawn at random, and no further objects."""
     said, rng = named(facts), np.random.default_rng((11, seed))
-    objects = tuple(
-        (thing, colour or (str(rng.choice(list(COLOURS))) if thing in COLOURED else "")) for thing, colour in said.objects
-    )
+    tints = {thing: str(rng.choice(list(COLOURS))) for thing in COLOURED}
+    objects = tuple((thing, colour or tints.get(thing, "")) for thing, colour in said.objects)
     things = {thing for thing, _ in objects}
     times = ("night",) if things & AT_NIGHT else TIMES[:3] if things & BY_DAY else TIMES
     weathers = WEATHERS[:2] if things & (AT_NIGHT | BY_DAY) else WEATHERS

@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 import time
+from collections import deque
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from hashlib import sha256
@@ -24,8 +25,6 @@ from statistics import median
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from omegaconf import OmegaConf
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
@@ -37,22 +36,27 @@ from vqclip.files import sha256 as hashed
 from vqclip.perceptor import load_clip
 from vqclip.vqgan import load_vqgan
 
-from .asked import lacks, named, read_prompts, scene_of, sweep, without
+from .asked import lacks, read_prompts, sweep, without
 from .captions import LANGUAGES
-from .judge import WEIGHTS, WORTHY, Judge, Reading, floats, load_judge, right
-from .scenes import GROUNDS, SIDE, TIMES, WEATHERS, render, scene
+from .judge import WEIGHTS, WORTHY, Judge, load_judge, right
+from .measures import (
+    BARS,
+    Seen,
+    by_chance,
+    pictures,
+    probability,
+    read,
+    renders,
+    rows_of,
+    share,
+    spearman,
+    tally,
+    variation,
+)
+from .scenes import render, scene
 from .sheets import sheet
 
 PARTS = ("prompts", "weights", "negatives")
-BARS = {  # row: its name, what must and what should be reached
-    "ground": ("ground", 0.90, 0.97),
-    "time": ("time of day", 0.95, 0.99),
-    "weather": ("weather, where named", 0.75, 0.90),
-    "object": ("named object present", 0.65, 0.80),
-    "colour": ("colour of the object", 0.50, 0.75),
-    "shape": ("plain shape: shape and both colours", 0.60, 0.85),
-    "all": ("every attribute of the prompt right", 0.55, 0.70),
-}
 
 
 @dataclass(frozen=True)
@@ -83,23 +87,7 @@ class Row:
         return f"| {' | '.join(cells)} |"
 
 
-HEADER = ("| what the judge reads | must | should | painted | reaches | of | chance | ceiling |\n" + "|---" * 8 + "|")
-
-
-@dataclass(frozen=True)
-class Seen:
-    """A picture that was asked for and what the judge reads off it."""
-
-    text: str
-    seed: int
-    facts: tuple[str, ...]
-    path: Path
-    reading: Reading
-
-    @property
-    def right(self) -> bool:
-        """Whether all that was asked for is there."""
-        return all(self.reading.holds(fact) for fact in self.facts)
+HEADER = "| what the judge reads | must | should | painted | reaches | of | chance | ceiling |\n" + "|---" * 8 + "|"
 
 
 # ------------------------------------------------------------------------------------------------------- painting
@@ -119,8 +107,7 @@ def paint(job: tuple[Settings, Path], pair: Path) -> str:
     settings, path = job
     models = load_pair(pair)
     begun = time.perf_counter()
-    for frame in generate(None, *models, settings=settings):
-        pass
+    frame = deque(generate(None, *models, settings=settings), maxlen=1).pop()
     seconds, about = time.perf_counter() - begun, PngInfo()
     about.add_text("seconds", f"{seconds:.2f}")
     with atomic_path(path) as unfinished:
@@ -164,61 +151,6 @@ def worthy(judge: Judge, count: int = 300) -> dict[str, float]:
     return shares
 
 
-def pictures(paths: list[Path]) -> Tensor:
-    """Picture files -> (N, 3, SIDE, SIDE) in [0, 1]."""
-    images = (Image.open(path).convert("RGB").resize((SIDE, SIDE), Image.Resampling.BOX) for path in paths)
-    return floats(np.stack([np.asarray(image) for image in images]))
-
-
-def read(judge: Judge, images: Tensor) -> list[Reading]:
-    return [reading for some in images.split(50) for reading in judge.read(some)]
-
-
-def verdicts(facts: tuple[str, ...], reading: Reading) -> dict[str, list[bool]]:
-    """For each row of BARS whether each fact that belongs there is read off the picture.
-
-    A coloured object counts among the objects whatever its colour, and among the colours only if it is there too.
-    """
-    holds = {fact: reading.holds(fact) for fact in facts}
-    rows: dict[str, list[bool]] = {row: [] for row in BARS}
-    rows["all"] = [all(holds.values())]
-    if named(facts).backdrop:
-        return {**rows, "shape": rows["all"]}
-    kinds = {**dict.fromkeys(GROUNDS, "ground"), **dict.fromkeys(TIMES, "time"), **dict.fromkeys(WEATHERS, "weather")}
-    for fact, there in holds.items():
-        rows[kinds.get(fact, "colour" if " " in fact else "object")].append(there)
-        if fact not in kinds and " " in fact:
-            rows["object"].append(reading.holds(fact.split(" ")[1]))
-    return rows
-
-
-def rows_of(facts) -> set[str]:
-    """The rows of the table in which a prompt counts."""
-    nothing = Reading("", "", "", frozenset(), {"background": ""})
-    return {row for row, each in verdicts(facts, nothing).items() if each}
-
-
-def tally(pairs: list[tuple[tuple[str, ...], Reading]]) -> dict[str, tuple[int, int]]:
-    """By row (how many facts are right, of how many)."""
-    each = [verdicts(facts, reading) for facts, reading in pairs]
-    return {row: (sum(sum(v[row]) for v in each), sum(len(v[row]) for v in each)) for row in BARS}
-
-
-def share(hits: int, count: int) -> float:
-    return hits / count if count else float("nan")
-
-
-def by_chance(seen: list[Seen]) -> dict[str, tuple[int, int]]:
-    """`tally` of every prompt with the pictures of all others: what shuffling would give on average."""
-    asked = {s.facts for s in seen}
-    return tally([(facts, s.reading) for facts in asked for s in seen if s.facts != facts])
-
-
-def renders(seen: list[Seen]) -> Tensor:
-    """Fresh renders of what was asked for, one for each picture."""
-    return floats(np.stack([render(scene_of(s.facts, 4_000_000 + k)) for k, s in enumerate(seen)]))
-
-
 def attributes(judge: Judge, seen: list[Seen], real: Tensor) -> list[Row]:
     """The rows of BARS that something was asked of, and how far chance is left behind."""
     painted, shuffled = tally([(s.facts, s.reading) for s in seen]), by_chance(seen)
@@ -232,31 +164,6 @@ def attributes(judge: Judge, seen: list[Seen], real: Tensor) -> list[Row]:
         times = share(*painted["all"]) / share(*shuffled["all"])
         rows.append(Row("  as many times as by chance", times, 8, 8, form=".1f"))
     return rows
-
-
-def variation(images: Tensor) -> Tensor:
-    """Coarse total variation of images (N, 3, H, W): mean steps between neighbours, 4x average-pooled -> (N,)."""
-    small = F.avg_pool2d(images, 4)
-    return small.diff(dim=2).abs().mean((1, 2, 3)) + small.diff(dim=3).abs().mean((1, 2, 3))
-
-
-@torch.no_grad()
-def probability(judge: Judge, images: Tensor, fact: str) -> Tensor:
-    """How likely the judge holds a ground or a time of day -> (N,)."""
-    head, names = ("time", TIMES) if fact in TIMES else ("ground", GROUNDS)
-    return judge(images)[head].softmax(-1)[:, names.index(fact)]
-
-
-def ranks(values) -> np.ndarray:
-    """1 for the smallest; equal values share the mean of their ranks."""
-    values = np.asarray(values)
-    return np.array([(values < v).sum() + ((values == v).sum() + 1) / 2 for v in values])
-
-
-def spearman(a, b) -> float:
-    """Rank correlation; 0 where one side never changes."""
-    a, b = ranks(a), ranks(b)
-    return float(np.corrcoef(a, b)[0, 1]) if a.std() and b.std() else 0.0
 
 
 def steered(judge: Judge, paths: dict, a: str, b: str, seeds: range) -> list[float]:
@@ -304,7 +211,9 @@ def blind(folder: Path, seen: list[Seen], count: int = 40) -> None:
         others = [text for facts, text in texts.items() if lacks(facts, s.facts) and lacks(s.facts, facts)]
         options = rng.permutation([s.text, *rng.choice(others, 3, replace=False)])
         shutil.copyfile(s.path, folder / f"{k:02}.png")
-        choices.append(f"{k:02}.png\n" + "".join(f"  {letter}  {text}\n" for letter, text in zip("ABCD", options)))
+        choices.append(
+            f"{k:02}.png\n" + "".join(f"  {letter}  {text}\n" for letter, text in zip("ABCD", options, strict=True))
+        )
         key.append(f"{k:02} {'ABCD'[list(options).index(s.text)]}\n")
     (folder / "choices.txt").write_text("".join(choices), "utf-8")
     folder.with_name(f"{folder.name}-key.txt").write_text("".join(key), "utf-8")
