@@ -13,8 +13,9 @@ from training.asked import lacks, named, read_prompts, scene_of, sweep, without
 from training.captions import LANGUAGES, all_words
 from training.judge import TINTED, Judge, Reading
 from training.measures import Seen, by_chance, ranks, spearman, tally, variation, verdicts
-from training.quality import Row, attributes, blind, negatives, paint, paint_all, plan, weights, worthy
+from training.quality import Row, attributes, negatives, paint, paint_all, plan, weights, worthy
 from training.scenes import GROUNDS, HELD_OUT, TIMES, render, scene
+from training.sheets import blind
 from vqclip import Settings, parse
 from vqclip.checkpoints import EMBEDDED
 from vqclip.perceptor import tokenizer
@@ -154,7 +155,7 @@ def test_shares_chance_and_ceiling_by_hand():
 
 
 def test_how_often_better_than_chance_is_said_where_chance_has_any():
-    ours = [seen("desert"), seen("desert", "night"), seen("sea", "night")]
+    ours = [seen("desert", shows=("desert", "day")), seen("desert", "night"), seen("sea", "night")]
     rows = {row.name.strip(): row for row in attributes(FromFacts(ours), ours, torch.zeros(3, 3, 128, 128))}
     assert rows["as many times as by chance"].value == pytest.approx(6)  # all right; 1 of 6 shuffled
     assert rows["as many times as by chance"].verdict == "no"

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import time
 from collections import deque
 from dataclasses import asdict, dataclass
@@ -36,7 +35,7 @@ from vqclip.files import sha256 as hashed
 from vqclip.perceptor import load_clip
 from vqclip.vqgan import load_vqgan
 
-from .asked import lacks, read_prompts, sweep, without
+from .asked import read_prompts, sweep, without
 from .captions import LANGUAGES
 from .judge import WEIGHTS, WORTHY, Judge, load_judge, right
 from .measures import (
@@ -54,7 +53,7 @@ from .measures import (
     variation,
 )
 from .scenes import render, scene
-from .sheets import sheet
+from .sheets import blind, sheet
 
 PARTS = ("prompts", "weights", "negatives")
 
@@ -198,27 +197,6 @@ def negatives(judge: Judge, paths: dict, entries: list[dict], seeds: range) -> t
     return row, {text: {"shown": plain[text], "removed": removed[text]} for text in plain}
 
 
-def blind(folder: Path, seen: list[Seen], count: int = 40) -> None:
-    """Pictures with four prompts each for someone who knows neither, and the key beside the folder.
-
-    None of the three wrong prompts asks for the same and more, or the same and less, as the right one.
-    """
-    rng, texts = np.random.default_rng(count), {s.facts: s.text for s in seen}
-    folder.mkdir(parents=True, exist_ok=True)
-    choices, key = [], []
-    order = {seen[k].facts: seen[k] for k in rng.permutation(len(seen))}  # one picture a prompt
-    for k, s in enumerate(list(order.values())[:count], 1):
-        others = [text for facts, text in texts.items() if lacks(facts, s.facts) and lacks(s.facts, facts)]
-        options = rng.permutation([s.text, *rng.choice(others, 3, replace=False)])
-        shutil.copyfile(s.path, folder / f"{k:02}.png")
-        choices.append(
-            f"{k:02}.png\n" + "".join(f"  {letter}  {text}\n" for letter, text in zip("ABCD", options, strict=True))
-        )
-        key.append(f"{k:02} {'ABCD'[list(options).index(s.text)]}\n")
-    (folder / "choices.txt").write_text("".join(choices), "utf-8")
-    folder.with_name(f"{folder.name}-key.txt").write_text("".join(key), "utf-8")
-
-
 def look_at(judge: Judge, paths: dict, prompts: list[dict], language: str, seeds: range) -> list[Seen]:
     """What the judge reads off the pictures painted for the prompts in a language."""
     asked = [(p[language], seed, tuple(p["facts"])) for p in prompts for seed in seeds]
@@ -283,14 +261,27 @@ def measure(judge: Judge, shares: dict[str, float], asked: argparse.Namespace) -
     return rows
 
 
+def some_of(names):
+    """Reads a list with commas, and says so when one of it is not among the names."""
+
+    def read_list(text: str) -> list[str]:
+        chosen = text.split(",")
+        wrong = [name for name in chosen if name not in names]
+        if wrong:
+            raise argparse.ArgumentTypeError(f"{wrong[0]!r} is none of {', '.join(names)}")
+        return chosen
+
+    return read_list
+
+
 def main() -> None:
     ask = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    listed = {"type": lambda text: text.split(",")}
     ask.add_argument("--prompts", choices=("test", "tuning"), default="test")
     ask.add_argument("--seeds", type=int, default=3, help="how many pictures a prompt")
-    ask.add_argument("--part", **listed, default=list(PARTS), help=",".join(PARTS))
-    ask.add_argument("--languages", **listed, default=list(LANGUAGES), help="the first is what others are held against")
-    ask.add_argument("--only", **listed, default=[], help=f"prompts that name any of {','.join(BARS)}")
+    ask.add_argument("--part", type=some_of(PARTS), default=list(PARTS), help=",".join(PARTS))
+    ask.add_argument("--languages", type=some_of(LANGUAGES), default=list(LANGUAGES),
+                     help="the first is what others are held against")  # fmt: skip
+    ask.add_argument("--only", type=some_of(BARS), default=[], help=f"prompts that name any of {','.join(BARS)}")
     ask.add_argument("--pair", type=Path, default=EMBEDDED, help="a folder with vqgan and clip (.safetensors, .yaml)")
     ask.add_argument("--settings", nargs="*", default=[], metavar="key=value")
     ask.add_argument("--jobs", type=int, default=2, help="pictures painted at a time, a core each")
