@@ -12,6 +12,7 @@ from .scenes import COLOURED, COLOURS, GROUNDS, OBJECTS, SHAPES, TIMES, WEATHERS
 
 PROMPTS = Path(__file__).with_name("prompts.yaml")
 SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the first of two prompts in a sweep
+ODDS = (5, 2, 1, 1, 1)  # of WEATHERS, as in the pictures of the training
 AT_NIGHT, BY_DAY = {"moon", "stars"}, {"sun", "rainbow", "balloon", "birds"}  # and under an open sky
 
 
@@ -60,6 +61,7 @@ def scene_of(facts, seed: int) -> Scene:
     objects = tuple((thing, colour or tints.get(thing, "")) for thing, colour in said.objects)
     things = {thing for thing, _ in objects}
     times = ("night",) if things & AT_NIGHT else TIMES[:3] if things & BY_DAY else TIMES
-    weathers = WEATHERS[:2] if things & (AT_NIGHT | BY_DAY) else WEATHERS
-    time, weather = said.time or str(rng.choice(times)), said.weather or str(rng.choice(weathers))
+    odds = np.array(ODDS[:2] if things & (AT_NIGHT | BY_DAY) else ODDS)
+    time = said.time or str(rng.choice(times))
+    weather = said.weather or str(rng.choice(WEATHERS[: len(odds)], p=odds / odds.sum()))
     return replace(said, seed=seed, objects=objects, time=time, weather=weather)

@@ -27,7 +27,7 @@ def sheet(path: Path, tiles: list[tuple[Path, str]], across: int = 12) -> None:
     for k, (picture, caption) in enumerate(tiles):
         left, top = k % across * wide + 4, k // across * high + 4
         page.paste(Image.open(picture).convert("RGB").resize((SIDE, SIDE)), (left, top))
-        lines = textwrap.fill(caption, 23, max_lines=LINES, placeholder=" …")
+        lines = textwrap.fill(caption, 21, max_lines=LINES, placeholder=" …")
         draw.multiline_text((left, top + SIDE + 2), lines, "black", font, spacing=1)
     with atomic_path(path) as unfinished:
         page.save(unfinished, quality=88)
