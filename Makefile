@@ -1,6 +1,7 @@
 # make demo    installs what it needs into .venv, paints `desert:50 | snow:25`, writes picture and MP4
 # make test    installs what it needs, checks style, runs the tests
 # make test-all   also the slow ones
+# make quality  paints what prompts.yaml asks for and prints what a judge reads; make judge trains that one first
 # PYTHON=python3.12 make ...   takes another Python (3.10 to 3.13)
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --use-pep517 --constraint constraints.txt
 
-.PHONY: demo test test-all train lint clean
+.PHONY: demo test test-all train judge quality lint clean
 
 demo: $(VENV)/installed
 	$(BIN)/vqclip generate "desert:50 | snow:25" --workspace workspace
@@ -25,6 +26,12 @@ lint: $(VENV)/installed-test
 
 train: $(VENV)/installed
 	$(BIN)/python -m training.train
+
+judge: $(VENV)/installed
+	$(BIN)/python -m training.judge
+
+quality: $(VENV)/installed
+	$(BIN)/python -m training.quality
 
 $(VENV)/installed: requirements.txt constraints.txt setup.py
 	$(PYTHON) -c "import sys; assert (3, 10) <= sys.version_info < (3, 14), 'vqclip needs Python 3.10 to 3.13'"
