@@ -1,7 +1,7 @@
 """Make the embedded pair: `python -m training.train [key=value ...]`, keys as in recipe.yaml.
 
-Three stages, each resumed where it stopped: the VQGAN; the CLIP on mosaics of codes; the CLIP on what the VQGAN makes
-of them. Runs unchanged on a CPU or a GPU.
+Four stages, each resumed where it stopped: the VQGAN on spoilt codes; the VQGAN on nearly right ones; the CLIP on
+mosaics of codes; the CLIP on what the VQGAN makes of them. Runs unchanged on a CPU or a GPU.
 """
 
 from __future__ import annotations
@@ -61,15 +61,23 @@ def fit(module: pl.LightningModule, batches, recipe: DictConfig, name: str, step
 
 
 def train_vqgan(recipe: DictConfig, pictures: np.ndarray) -> PaintersTraining:
-    """The painter."""
+    """The painter: first on codes of which many are wrong, then, sharper, on few."""
     v = recipe.vqgan
     ddconfig = OmegaConf.to_container(v.ddconfig)
-    training = PaintersTraining(ddconfig, v.n_embed, v.embed_dim, v.lr, v.steps, v.wrong, v.jitter,
-                                v.critic_from, v.critic_share, recipe.seed)  # fmt: skip
-    if not (Path(recipe.folder) / "vqgan" / "last.ckpt").exists():
-        training.fit_codes(pictures, v.patches, v.rounds, recipe.seed)
-    fit(training, lambda skip: Crops(pictures, v.batch, v.crop, recipe.seed, skip), recipe, "vqgan", v.steps, 2)
-    return training
+
+    def stage(name: str, number: int, before: PaintersTraining | None = None) -> PaintersTraining:
+        c = recipe[name]
+        painting = PaintersTraining(ddconfig, v.n_embed, v.embed_dim, c.lr, c.steps, c.wrong, c.jitter, c.critic_from,
+                                    c.critic_share, recipe.seed + number)  # fmt: skip
+        if before is not None:
+            painting.load_state_dict(before.state_dict())
+        elif not (Path(recipe.folder) / name / "last.ckpt").exists():
+            painting.fit_codes(pictures, v.patches, v.rounds, recipe.seed)
+        fit(painting, lambda skip: Crops(pictures, v.batch, v.crop, recipe.seed + number, skip), recipe, name, c.steps,
+            2)  # fmt: skip
+        return painting
+
+    return stage("sharper", 1, stage("vqgan", 0))
 
 
 def train_clip(recipe: DictConfig, pictures: np.ndarray, painting: PaintersTraining) -> JudgesTraining:
