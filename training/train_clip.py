@@ -78,7 +78,7 @@ def spoil(z: Tensor, codebook: Tensor) -> Tensor:
         z + cells * (codes - z), z + region * (other - z), z + share * (other - z), z + share * (codes - z),
         z * (1 - share) + share * codebook.mean(0).view(1, C, 1, 1),
     ])  # fmt: skip
-    which = torch.tensor((0.3, 0.2, 0.2, 0.2, 0.1), device=z.device).multinomial(B, replacement=True)
+    which = torch.tensor((0.2, 0.25, 0.25, 0.15, 0.15), device=z.device).multinomial(B, replacement=True)
     return ways[which, torch.arange(B, device=z.device)]
 
 
