@@ -72,7 +72,7 @@ def test_the_clip_package_itself_is_not_imported(clip):
 
 @pytest.mark.parametrize("name", ["vit", "rn"])
 def test_bfloat16_is_close_and_comes_out_in_float32(files, name):
-    full, half = (vqclip.load_clip(name, precision=precision, root=files) for precision in ("float32", "bfloat16"))
+    full, half = (vqclip.load_clip(name, precision=dtype, root=files) for dtype in (torch.float32, torch.bfloat16))
     assert {p.dtype for p in half.parameters()} == {torch.float32}
     cuts = pictures(6, full.size).requires_grad_()
     gradients = []

@@ -134,21 +134,21 @@ class CLIP(nn.Module):
 
 
 def load_clip(source: str | Path = "embedded", device: str | torch.device = "cpu",
-              precision: str = "float32", root: str | Path = ".") -> CLIP:  # fmt: skip
+              precision: torch.dtype = torch.float32, root: str | Path = ".") -> CLIP:  # fmt: skip
     """Load one of OpenAI's CLIPs, or the small one that is shipped, as a perceptor.
 
     Args:
         source: "embedded"; a path (.pt as OpenAI publishes it, or .safetensors with the same names); the name of a
             file in `root`; or a name of the catalogue, such as "ViT-B/32", which is fetched if it is not there.
         device: where it shall live.
-        precision: "float32" or "bfloat16".
+        precision: what its towers compute in; see `precision.dtypes`.
         root: the folder in which checkpoints are looked for by name, and into which they are fetched.
     Raises:
         CheckpointError: the file is not there and cannot be fetched, or is not a CLIP.
     """
     path = checkpoints.find(source, root, "clip")
     _, weights = read_clip(path)
-    clip = build_clip(weights, str(source), getattr(torch, precision), path)
+    clip = build_clip(weights, str(source), precision, path)
     clip.sha256 = checkpoints.sha256(path)
     return clip.to(device)
 

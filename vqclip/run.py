@@ -30,6 +30,7 @@ from .latent import STARTS, VQLatent
 from .losses import LOSSES, PromptLoss
 from .optim import OPTIMIZERS
 from .perceptor import Perceptor, load_clip
+from .precision import able, dtypes
 from .settings import Settings, SettingsError
 from .vqgan import VQGAN, load_vqgan
 
@@ -217,11 +218,12 @@ def generate(prompts: str | Sequence | None = None, vqgan: VQGAN | str | Path | 
             prompt_language.parse(prompts))  # fmt: skip
     settings = (settings or Settings()).replace(**changes)
     device = pick_device(settings.device)
+    precision = dtypes(settings.precision, able(device))
     painter = vqgan if isinstance(vqgan, VQGAN) else load_vqgan(vqgan or settings.vqgan, device, root)
     wanted = clip or settings.clip
     wanted = wanted.split(" + ") if isinstance(wanted, str) else wanted
     judges = [
-        load_clip(judge, device, settings.precision, root) if isinstance(judge, (str, Path)) else judge
+        load_clip(judge, device, precision.judge, root) if isinstance(judge, (str, Path)) else judge
         for judge in (wanted if isinstance(wanted, (list, tuple)) else [wanted])
     ]
     for model in (painter, *judges):
