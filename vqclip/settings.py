@@ -43,7 +43,7 @@ class Settings:
     steps: int = _setting(200, "how many steps to take", 1, 1_000_000)
     seed: int = _setting(0, "the same seed gives the same picture on the same machine", 0, 2**32 - 1)
     vqgan: str = _setting("embedded", "the painter: `embedded`, or a checkpoint's name or path")
-    clip: str = _setting("embedded", "the judge: `embedded`, a name or path; several as `A + B`")
+    clip: str = _setting("embedded", "the judge: `embedded`, a name or path, `open_clip:NAME`; several as `A + B`")
     init_image: str = _setting("", "a picture to start from: a path or a URL")
     start: str = _setting("random", "without a picture: `random` codes, or the `mean` code everywhere",
                           choices=("random", "mean"))  # fmt: skip
