@@ -55,6 +55,27 @@ def test_the_processor_is_what_it_was(files):
     assert torch.equal(single.image, brain.image)
 
 
+def gradient(clip, share):
+    cuts = torch.rand((4, 3, 32, 32), generator=torch.Generator().manual_seed(0)).requires_grad_()
+    return torch.autograd.grad((clip.encode_image(cuts)[:, :8] * share).sum(), cuts)[0]
+
+
+@pytest.mark.parametrize("share", [1.0, 1e-4, 1e-9], ids=str)
+def test_in_float16_a_pixels_gradient_is_not_lost(files, share):
+    """However small a share of the loss a cutout has: of many cutouts, each has little."""
+    single, short = (vqclip.load_clip("vit", precision=dtype, root=files) for dtype in (full, half))
+    expected, got = (gradient(clip, share) / share for clip in (single, short))
+    assert got.dtype == full and torch.isfinite(got).all()
+    assert torch.cosine_similarity(expected.flatten(), got.flatten(), dim=0) > 0.999
+    assert 0.99 < got.norm() / expected.norm() < 1.01
+    cuts = torch.rand(2, 3, 32, 32)
+    assert 0 < (single.encode_image(cuts) - short.encode_image(cuts)).norm(dim=1).max() < 0.01
+
+
+def test_no_gradient_is_no_gradient(files):
+    assert not gradient(vqclip.load_clip("vit", precision=half, root=files), 0.0).any()
+
+
 def test_who_asks_for_what_is_not_there_hears_so(files):
     with pytest.raises(SettingsError, match="precision=float16: the processor"):
         vqclip.generate("desert", quick.painter(), "vit", root=files, precision="float16", device="cpu")

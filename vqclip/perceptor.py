@@ -6,6 +6,7 @@ The network and the tokenizer are OpenAI's own (Radford et al. 2021, arXiv 2103.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import sys
 import warnings
@@ -20,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import checkpoints
+from .ops import with_large_grad
 
 MEAN = 0.48145466, 0.4578275, 0.40821073  # of the pictures OpenAI trained on, red green blue
 STD = 0.26862954, 0.26130258, 0.27577711
@@ -127,9 +129,12 @@ class CLIP(nn.Module):
 
     def encode_image(self, cutouts: Tensor) -> Tensor:
         """Cutouts (N, 3, S, S) in [0, 1] -> unit rows (N, D), float32."""
+        return F.normalize(with_large_grad(self._look, cutouts) if self.precision == torch.float16
+                           else self._look(cutouts), dim=1)  # fmt: skip
+
+    def _look(self, cutouts: Tensor) -> Tensor:
         with self._autocast():
-            embedded = self.network.encode_image((cutouts - self.mean) / self.std)
-        return F.normalize(embedded.float(), dim=1)
+            return self.network.encode_image((cutouts - self.mean) / self.std).float()
 
     def _rows(self, texts: list[str], read: list[Tokens]) -> Tensor:
         """What the text tower takes: (P, 77), zeros behind the end."""
@@ -139,7 +144,10 @@ class CLIP(nn.Module):
         return batch
 
     def _autocast(self):
-        return torch.autocast(self.mean.device.type, self.precision, enabled=self.precision != torch.float32)
+        device = self.mean.device.type
+        if device == "meta":  # for counting, see memory.py; torch has no autocast there
+            return contextlib.nullcontext()
+        return torch.autocast(device, self.precision, enabled=self.precision != torch.float32)
 
 
 def load_clip(source: str | Path = "embedded", device: str | torch.device = "cpu",
