@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 import vqclip
 from vqclip import openclip
 from vqclip.catalogue import CheckpointError
+from vqclip.memory import needed
 
 try:
     with warnings.catch_warnings():
@@ -234,6 +235,8 @@ def test_it_judges_beside_another(zoo, files):
     names = f"vit + open_clip:tiny-siglip/{zoo}/tiny-siglip.safetensors"
     run = vqclip.generate("a desert", quick.painter(), names.replace("vit", str(files / "vit.safetensors")), size=32,
                           steps=1, cutouts=2, device="cpu")  # fmt: skip
+    whole, one = needed(run), needed(run, chunk=1)
+    assert whole.judges > one.judges > 100_000  # both can be counted before
     frame = next(run)
     assert len(frame.losses) == 2 and torch.stack(list(frame.losses.values())).isfinite().all()
 
