@@ -8,7 +8,7 @@ import torch
 
 import vqclip
 from vqclip.cutouts import Cutouts
-from vqclip.memory import is_exhaustion, kept, needed, on_meta
+from vqclip.memory import _of_machine, free, is_exhaustion, kept, needed, on_meta
 from vqclip.run import OutOfMemory
 
 
@@ -155,6 +155,39 @@ def test_other_errors_are_not_tried_again():
     with pytest.raises(RuntimeError, match="shapes"):
         next(quick.run(clip=hungry, **RUN))
     assert hungry.calls == 1
+
+
+# What there is
+
+
+def linux(folder, available=8_000_000, **group):
+    (folder / "meminfo").write_text(f"MemTotal:       16000000 kB\nMemAvailable:   {available} kB\n")
+    for name, text in group.items():
+        (folder / f"memory.{name}").write_text(text)
+    return _of_machine(folder / "meminfo", folder)
+
+
+def test_what_linux_has_left_is_known(tmp_path):
+    assert linux(tmp_path) == 8_000_000 * 1024
+    assert linux(tmp_path, max="max\n", current="1000\n", stat="anon 900\nfile 100\n") == 8_000_000 * 1024
+
+
+def test_a_container_has_its_share_and_files_that_were_read_do_not_count(tmp_path):
+    group = {"max": "4000000000\n", "current": "3000000000\n", "stat": "anon 1\nfile 2500000000\nfile_mapped 7\n"}
+    assert linux(tmp_path, **group) == 3_500_000_000
+    assert linux(tmp_path, available=1_000_000, **group) == 1_000_000 * 1024
+
+
+def test_where_nobody_tells_it_is_not_made_up(tmp_path):
+    assert _of_machine(tmp_path / "nowhere", tmp_path) is None
+    assert linux(tmp_path, max="4000", current="what") is None
+
+
+def test_a_graphics_card_is_asked_and_what_torch_holds_unused_counts(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (5_000, 16_000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 700)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 400)
+    assert free(torch.device("cuda")) == 5_300
 
 
 # What a step needs

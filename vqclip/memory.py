@@ -65,18 +65,22 @@ def free(device: torch.device) -> int | None:
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
+    return _of_machine()
+
+
+def _of_machine(info: Path = Path("/proc/meminfo"), group: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """What Linux has left: of the machine, or of the share that a container has of it; None elsewhere."""
     try:
-        limits = [Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")]
-        available = _field(Path("/proc/meminfo").read_text(), "MemAvailable")
-        most, used = (path.read_text().strip() for path in limits) if limits[0].exists() else ("max", "0")
-        return available if most == "max" else min(available, int(most) - int(used))  # a container's share may be less
-    except (OSError, ValueError, AttributeError):  # no Linux
+        available = int(re.search(r"^MemAvailable:\s+(\d+) kB", info.read_text(), re.MULTILINE)[1]) * 1024
+        limit = group / "memory.max"
+        most = limit.read_text().strip() if limit.is_file() else "max"
+        if most == "max":
+            return available
+        used = int((group / "memory.current").read_text())
+        cached = int(re.search(r"^file (\d+)$", (group / "memory.stat").read_text(), re.MULTILINE)[1])  # files' pages
+        return min(available, int(most) - used + cached)
+    except (OSError, ValueError, TypeError):
         return None
-
-
-def _field(text: str, name: str) -> int:
-    """A line of /proc, such as `MemAvailable:  1234 kB`, in bytes."""
-    return int(re.search(rf"^{name}:\s+(\d+) kB", text, re.MULTILINE)[1]) * 1024
 
 
 def needed(run: Run, size: tuple[int, int] | None = None, chunk: int = 0) -> Need:
