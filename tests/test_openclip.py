@@ -174,6 +174,34 @@ def test_what_was_fetched_is_kept_as_safetensors_and_is_enough(tags, monkeypatch
         vqclip.load_clip("open_clip:tiny-vit/lookalike", root=tags)
 
 
+def test_safetensors_are_taken_as_they_are_fetched(tags, zoo, monkeypatch):
+    """From where the hub's client keeps them: a link to a file that is named by its hash."""
+
+    def download(tag, cache_dir):
+        blob, link = Path(cache_dir) / "blobs" / "40d365", Path(cache_dir) / "snapshots" / "open_clip_model.safetensors"
+        for path in (blob, link):
+            path.parent.mkdir(parents=True)
+        shutil.copy(zoo / "tiny-vit.safetensors", blob)
+        link.symlink_to(blob)
+        return str(link)
+
+    monkeypatch.setattr(open_clip, "download_pretrained", download)
+    clip = vqclip.load_clip("open_clip:tiny-vit/plain", root=tags)
+    kept = tags / "open_clip" / "tiny-vit-plain.safetensors"
+    assert kept.read_bytes() == (zoo / "tiny-vit.safetensors").read_bytes() and not kept.is_symlink()
+    assert {path.name for path in kept.parent.iterdir()} <= {kept.name, "tiny-vit-plain.lock"}
+    assert same(clip, made("tiny-vit", zoo / "tiny-vit.safetensors"), *OPENAI)
+
+
+def test_a_fetch_that_fails_says_so(tags, monkeypatch):
+    def download(tag, cache_dir):
+        raise OSError("We couldn't connect to the hub")
+
+    monkeypatch.setattr(open_clip, "download_pretrained", download)
+    with pytest.raises(CheckpointError, match="tiny-vit-plain could not be fetched .We couldn't connect.*: try again"):
+        vqclip.load_clip("open_clip:tiny-vit/plain", root=tags)
+
+
 def test_a_hostile_file_is_refused_and_does_not_stay(tags):
     class Payload:
         def __reduce__(self):

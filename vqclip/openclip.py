@@ -175,9 +175,9 @@ def _fetched(library: ModuleType, tag: dict[str, Any], kept: Path) -> Path:
         kept.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(kept.with_suffix(".lock")):
             if not kept.is_file():
-                raw = Path(library.download_pretrained(tag, cache_dir=str(cache))).resolve()
+                raw = Path(library.download_pretrained(tag, cache_dir=str(cache)))
                 if raw.suffix == ".safetensors":
-                    os.replace(raw, kept)
+                    os.replace(raw.resolve(), kept)  # the hub's client gives a link to a file without suffix
                 else:
                     weights = {name: weight.contiguous() for name, weight in read_weights(raw).items()}
                     with atomic_path(kept) as temporary:
