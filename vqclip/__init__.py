@@ -32,6 +32,7 @@ _HOMES = {
     "LOSSES": "losses", "PromptLoss": "losses",
     "Frame": "run", "Run": "run", "generate": "run", "echo": "run",
     "Session": "session", "SessionError": "session", "workspace": "session",
+    "Preflight": "preflight", "look": "preflight",
     "write_video": "video",
     "preview": "watch", "progress": "watch", "show_video": "watch",
 }  # fmt: skip
