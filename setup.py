@@ -22,7 +22,7 @@ setup(
     license="MIT",
     license_files=["LICENSE"],
     packages=["vqclip", "vqclip.embedded"],
-    package_data={"vqclip": ["catalogue.yaml"], "vqclip.embedded": ["*.safetensors", "*.yaml"]},
+    package_data={"vqclip": ["*.yaml", "*.css"], "vqclip.embedded": ["*.safetensors", "*.yaml"]},
     python_requires=">=3.10,<3.15",  # 3.10 is torch's oldest; above 3.14 nothing was tried
     install_requires=requirements(),
     extras_require={

@@ -61,7 +61,8 @@ def _parser() -> argparse.ArgumentParser:
     sub = command(_generate, "generate", "paint a picture; the last line printed is the session's folder")
     sub.add_argument("words", nargs="*", metavar="PROMPT key=value",
                      help="the prompt, `text:weight:stop | ...`, and any settings; see `vqclip settings`")  # fmt: skip
-    sub.add_argument("--like", metavar="FILE", help="begin with the recipe inside a picture or video")
+    sub.add_argument("--like", metavar="FILE",
+                     help="begin with the recipe inside a picture or video, and what changed on the way")  # fmt: skip
     sub.add_argument("--settings", metavar="FILE", help="begin with a YAML file of settings")
     sub.add_argument("--preset", choices=PRESETS, help="how long and how closely to look")
     sub = command(_continue, "continue", "go on with a session exactly where it stood")
@@ -83,11 +84,13 @@ def _parser() -> argparse.ArgumentParser:
 
 def _generate(arguments: argparse.Namespace) -> None:
     prompt, changes = _split(arguments.words, Settings.__dataclass_fields__)
-    settings = Settings()
+    settings, steering = Settings(), {}
     if arguments.like:
         from .images import read_recipe
+        from .session import steering_of
 
-        settings = Settings.from_dict(read_recipe(arguments.like)["settings"])
+        recipe = read_recipe(arguments.like)
+        settings, steering = Settings.from_dict(recipe["settings"]), steering_of(recipe.get("steering", ()))
     if arguments.settings:
         settings = Settings.load(arguments.settings)
     if arguments.preset:
@@ -100,8 +103,10 @@ def _generate(arguments: argparse.Namespace) -> None:
     from .run import generate
     from .session import Session, workspace
 
+    chosen = {change.partition("=")[0] for change in changes} | ({"prompts"} if prompt is not None else set())
+    steering = {step: {name: entry[name] for name in entry.keys() - chosen} for step, entry in steering.items()}
     folder = workspace(arguments.workspace)
-    run = generate(settings=settings, root=folder / "checkpoints")
+    run = generate(settings=settings, root=folder / "checkpoints", steering=steering)
     session = Session.create(folder, run)
     _paint(session, run)
 
