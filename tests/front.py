@@ -1,10 +1,10 @@
 """A notebook's page without a browser: runs cells in a real kernel, and moves and presses their widgets.
 
-    with Front(command) as front:
-        front.run("import ipywidgets; slider = ipywidgets.FloatSlider(); slider")
-        cell = front.send_cell("await studio.run()")
-        message = front.set(front.find(_model_name="FloatSliderModel"), value=0.5)
-        front.wait(lambda: message in front.idle)
+with Front(command) as front:
+    front.run("import ipywidgets; slider = ipywidgets.FloatSlider(); slider")
+    cell = front.send_cell("await studio.run()")
+    message = front.set(front.find(_model_name="FloatSliderModel"), value=0.5)
+    front.wait(lambda: message in front.idle)
 """
 
 import contextlib

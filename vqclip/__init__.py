@@ -32,7 +32,7 @@ _HOMES = {
     "LOSSES": "losses", "PromptLoss": "losses",
     "Frame": "run", "Run": "run", "generate": "run", "echo": "run",
     "Session": "session", "SessionError": "session", "workspace": "session",
-    "Player": "player", "Studio": "studio", "Form": "form",
+    "Player": "player", "Studio": "studio", "Form": "form", "Page": "page",
     "write_video": "video",
     "preview": "watch", "progress": "watch", "show_video": "watch", "download": "watch",
 }  # fmt: skip

@@ -4,6 +4,7 @@
     vqclip continue SESSION [steps=500]                              go on, exactly
     vqclip video SESSION [fps=30] [smooth=2]                         make the video of it
     vqclip info FILE                                                 the recipe in a picture, video or session
+    vqclip studio                                                    a page to steer a picture while it grows
     vqclip settings                                                  all settings, their ranges and presets
     vqclip checkpoints [NAME or FILE ...] [--keep]                   what there is; or fetch these, or convert a file
 """
@@ -79,6 +80,11 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("names", nargs="*", metavar="NAME or FILE",
                      help="from the list, to be fetched; or a file, to be converted to safetensors")  # fmt: skip
     sub.add_argument("--keep", action="store_true", help="keep the files as they were fetched, too")
+    sub = command(_studio, "studio", "open the panel in a browser, without a notebook (needs vqclip[studio])")
+    sub.add_argument("--ip", default="127.0.0.1", help="the address to listen on; another one lets other machines in")
+    sub.add_argument("--port", type=int, default=8866)
+    sub.add_argument("--language", default="en", help="of the panel: en, ru, de or es")
+    sub.add_argument("--no-browser", action="store_true", help="only print the address")
     return parser
 
 
@@ -173,6 +179,25 @@ def _settings(arguments: argparse.Namespace) -> None:
         print(f"{name:<14}{default:<22}{help}{f' ({allowed})' if allowed else ''}")
     for name, changes in PRESETS.items():
         print(f"--preset {name:<6}{' '.join(f'{key}={value}' for key, value in changes.items())}")
+
+
+def _studio(arguments: argparse.Namespace) -> int:
+    """Voila shows the page's notebook; who wants in needs the token in the address that it prints."""
+    import importlib.util
+    import subprocess
+
+    from .session import workspace
+    from .strings import Words
+
+    if importlib.util.find_spec("voila") is None:
+        raise SettingsError('the page needs Voila: pip install "vqclip[studio]"')
+    Words(arguments.language)
+    folder = workspace(arguments.workspace).resolve()
+    command = [sys.executable, "-m", "voila", str(Path(__file__).with_name("page.ipynb")), "--token",
+               f"--Voila.ip={arguments.ip}", f"--port={arguments.port}"]  # fmt: skip
+    command += ["--no-browser"] * arguments.no_browser
+    environment = {**os.environ, "VQCLIP_HOME": str(folder), "VQCLIP_LANGUAGE": arguments.language}
+    return subprocess.run(command, env=environment).returncode
 
 
 def _checkpoints(arguments: argparse.Namespace) -> None:

@@ -20,8 +20,8 @@ class Row:
     """One prompt: words as the prompt language has them, without the weight, which the slider has."""
 
     def __init__(self, prompt: Prompt | None, end: float, words: Words):
-        named = prompt and prompt.stop != weighted(prompt.text, prompt.weight).stop
-        self.stop = f":{prompt.stop!r}" if named else ""  # only one that was typed stays when the weight changes
+        named = prompt and prompt.stop != prompt_language.default_stop(prompt.weight)
+        self.stop = prompt.stop if named else None  # only one that was typed stays when the weight changes
         weight = prompt.weight if prompt else end / 2
         self.text = ipywidgets.Text(value=written(prompt.text) if prompt else "", placeholder=words("prompt_hint"),
                                     continuous_update=False, **{TIP: words("prompt_tip")})  # fmt: skip
@@ -39,7 +39,9 @@ class Row:
             return ()
         typed = prompt_language.parse(self.text.value)
         if len(typed) == 1 and typed[0].weight == 1:  # the slider has the weight
-            return (weighted(typed[0].text, self.weight.value, self.stop),)
+            weight = self.weight.value
+            stop = prompt_language.default_stop(weight) if self.stop is None else self.stop
+            return (Prompt(typed[0].text, weight, stop),)
         return typed
 
 
@@ -109,8 +111,3 @@ class PromptRows:
 def written(text: str) -> str:
     """A prompt's words as the prompt language has them, without a weight."""
     return prompt_language.format_prompts([Prompt(text)])
-
-
-def weighted(text: str, weight: float, stop: str = "") -> Prompt:
-    """The prompt of these words and this weight, with the stop that the prompt language gives it if none is named."""
-    return prompt_language.parse(f"{written(text)}:{weight!r}{stop}")[0]
