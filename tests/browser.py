@@ -6,6 +6,7 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -98,6 +99,13 @@ def lab(folder):
     return server(folder, "jupyterlab", "--no-browser", "--allow-root", "--expose-app-in-browser", "--port={port}",
                   "--ip=127.0.0.1", f"--IdentityProvider.token={TOKEN}", "--ServerApp.root_dir={folder}",
                   "--LabServerApp.app_settings_dir={folder}/lab")  # fmt: skip
+
+
+@contextlib.contextmanager
+def voila(folder):
+    """`vqclip studio`: its port, and the token that it prints."""
+    with server(folder, "vqclip", "studio", "--no-browser", "--port={port}") as port:
+        yield port, re.search(r"token=(\w+)", (folder / "server.log").read_text())[1]
 
 
 def notebook(folder, name, **parameters):

@@ -5,6 +5,8 @@ import pytest
 pytest.importorskip("playwright")
 import browser  # noqa: E402
 
+from vqclip import Settings  # noqa: E402
+
 pytestmark = pytest.mark.browser
 SNOW = {"prompts": "desert:.9 | snow:.1", "width": 128, "height": 128, "cutouts": 8}
 
@@ -70,6 +72,35 @@ def test_a_page_that_is_reloaded_finds_its_run(tmp_path):
         studio.paints_on(3)
         studio.press("Stop")
         studio.wait(lambda: studio.status().startswith("Stopped"), "the stop")
+
+
+def test_the_page_through_voila(tmp_path):
+    """Not without the token; Paint, steer, Stop, and the video plays."""
+    (tmp_path / "workspace").mkdir()
+    Settings(prompts="desert:.9 | snow:.1", cutouts=8, steps=100_000).save(tmp_path / "workspace/settings.yaml")
+    with browser.voila(tmp_path) as (port, token), browser.chromium() as page:
+        page.goto(f"http://127.0.0.1:{port}/")
+        assert page.locator(".vqclip-studio").count() == 0 and "login" in page.url
+        page.goto(f"http://127.0.0.1:{port}/?token={token}")
+        studio = browser.StudioPage(page)
+        studio.panel.wait_for()
+        studio.shoot("voila-ready")
+        studio.press("Paint")
+        studio.wait(lambda: studio.step() >= 5, "the first steps")
+        few = studio.meter(1)
+        studio.set_weight(1, 0.9)
+        studio.set_weight(0, 0.1)
+        studio.paints_on(30)
+        assert studio.meter(1) > few
+        studio.shoot("voila-painting")
+        studio.press("Stop")
+        studio.wait(lambda: studio.status().startswith("Stopped"), "the stop")
+        page.get_by_role("button", name="Make the video").click()
+        video = page.locator("video").first
+        video.wait_for()
+        video.evaluate("video => { video.muted = true; return video.play(); }")
+        studio.wait(lambda: video.evaluate("video => video.currentTime") > 0, "the video's second frame")
+        studio.shoot("voila-video")
 
 
 @pytest.mark.parametrize("width", [900, 390])

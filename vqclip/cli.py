@@ -181,10 +181,9 @@ def _settings(arguments: argparse.Namespace) -> None:
         print(f"--preset {name:<6}{' '.join(f'{key}={value}' for key, value in changes.items())}")
 
 
-def _studio(arguments: argparse.Namespace) -> int:
+def _studio(arguments: argparse.Namespace) -> None:
     """Voila shows the page's notebook; who wants in needs the token in the address that it prints."""
     import importlib.util
-    import subprocess
 
     from .session import workspace
     from .strings import Words
@@ -197,7 +196,7 @@ def _studio(arguments: argparse.Namespace) -> int:
                f"--Voila.ip={arguments.ip}", f"--port={arguments.port}"]  # fmt: skip
     command += ["--no-browser"] * arguments.no_browser
     environment = {**os.environ, "VQCLIP_HOME": str(folder), "VQCLIP_LANGUAGE": arguments.language}
-    return subprocess.run(command, env=environment).returncode
+    os.execve(sys.executable, command, environment)  # Ctrl-C and the like are Voila's from here on
 
 
 def _checkpoints(arguments: argparse.Namespace) -> None:
