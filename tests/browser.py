@@ -158,7 +158,7 @@ class StudioPage:
         return float(self.panel.locator(".vqclip-row").nth(row).locator("[role=meter]").get_attribute("aria-valuenow"))
 
     def press(self, name):
-        self.panel.get_by_role("button", name=name, exact=True).click()
+        self.page.locator("button.jupyter-button", has_text=re.compile(rf"^\s*{name}\s*$")).first.click()
 
     def set_weight(self, row, value):
         """Type a weight beside its slider."""

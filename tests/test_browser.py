@@ -95,7 +95,7 @@ def test_the_page_through_voila(tmp_path):
         studio.shoot("voila-painting")
         studio.press("Stop")
         studio.wait(lambda: studio.status().startswith("Stopped"), "the stop")
-        page.get_by_role("button", name="Make the video").click()
+        studio.press("Make the video")
         video = page.locator("video").first
         video.wait_for()
         video.evaluate("video => { video.muted = true; return video.play(); }")

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 import vqclip
-from vqclip import drawings, strings
+from vqclip import drawings, hearing, strings
 from vqclip.form import Form, uploaded
 from vqclip.player import Meter, Player
 from vqclip.pump import Pump
@@ -389,7 +389,6 @@ def test_only_widgets_pass_a_running_cell():
 
     async def cell():
         async with Pump(kernel) as pump:
-            assert pump.live
             for kind in ("comm_msg", "execute_request", "comm_open", "kernel_info_request", "comm_close"):
                 kernel.send(kind)
             await pump(0)
@@ -401,8 +400,19 @@ def test_only_widgets_pass_a_running_cell():
     assert left == ["execute_request", "kernel_info_request"]
 
 
-def test_a_kernel_that_is_not_known_is_left_alone_and_it_is_said(studio, monkeypatch):
+def test_a_kernel_that_is_not_known_is_left_alone(studio, monkeypatch):
     kernel = SimpleNamespace(dispatch_shell=lambda message: None, shell_handlers={"comm_msg": 7})
     monkeypatch.setattr("vqclip.pump._kernel", lambda: kernel)
     asyncio.run(studio.run())
-    assert "the panel hears nothing while the cell runs" in said(studio) and kernel.shell_handlers == {"comm_msg": 7}
+    assert ">Done." in said(studio) and kernel.shell_handlers == {"comm_msg": 7}
+
+
+def test_a_panel_that_is_not_heard_says_so_until_it_is(studio, monkeypatch):
+    monkeypatch.setattr(hearing, "PATIENCE", 0)
+    asyncio.run(studio.run())
+    assert "the panel hears nothing while the cell runs" in said(studio)
+    ear = studio.panel.ear
+    assert getattr(ear.widget, hearing.PLAYING) is True  # the page was asked to count ...
+    ear.widget.value = 1  # ... and did
+    studio.panel.listen()
+    assert "hears nothing" not in said(studio) and getattr(ear.widget, hearing.PLAYING) is False

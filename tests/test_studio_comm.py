@@ -63,6 +63,11 @@ def ended(front, cell):
 
 def test_the_panel_steers_a_cell_that_runs(front):
     cell = begin(front)
+    ear = front.find(_model_name="PlayModel")
+    playing = "playing" if "playing" in front.models[ear] else "_playing"
+    front.wait(lambda: front.models[ear][playing], "the question whether the page is heard")
+    front.set(ear, value=1)
+    front.wait(lambda: not front.models[ear][playing], "the answer's arrival")
     snow = front.find(_model_name="FloatSliderModel", value=0.1, max=1.0)
     picture = front.find(_model_name="ImageModel")
     for weight in (0.5, 0.9):  # the second arrives only if the page was told that the first was done with

@@ -26,8 +26,7 @@ METADATA = {
 }
 INSTALL = """\
 # @title Install vqclip {{ display-mode: "form" }}
-import importlib.util
-import os
+import importlib.util{imports}
 
 %env OMP_WAIT_POLICY=passive
 if importlib.util.find_spec("vqclip") is None:
@@ -45,8 +44,9 @@ def address() -> dict[str, str]:
 
 def stamped(notebook: Any, name: str, at: dict[str, str]) -> Any:
     """The notebook as it should be: cells of a kind alike, nothing that a run leaves behind."""
-    source = '".."'
+    imports, source = "", '".."'
     if at["repository"]:
+        imports = "\nimport os"
         source += f' if os.path.exists("../setup.py") else "git+https://github.com/{at["repository"]}@{at["ref"]}"'
     first = notebook.cells[0]
     words = [line for line in first.source.splitlines() if not line.startswith("[![")]
@@ -57,7 +57,7 @@ def stamped(notebook: Any, name: str, at: dict[str, str]) -> Any:
         tags = {"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {}
         if cell.cell_type == "code":
             if cell.source.startswith("# @title Install vqclip"):
-                cell.source = INSTALL.format(source=source)
+                cell.source = INSTALL.format(imports=imports, source=source)
             cell.outputs, cell.execution_count = [], None
             tags |= {"cellView": "form"} if cell.source.startswith("# @title") else {}
         cell.metadata = nbformat.from_dict(tags)

@@ -34,7 +34,7 @@ _HOMES = {
     "Session": "session", "SessionError": "session", "workspace": "session",
     "Player": "player", "Studio": "studio", "Form": "form", "Page": "page",
     "write_video": "video",
-    "preview": "watch", "progress": "watch", "show_video": "watch", "download": "watch",
+    "preview": "watch", "progress": "watch", "show_video": "watch", "offer_download": "watch",
 }  # fmt: skip
 
 __all__ = [*_HOMES, "__version__"]

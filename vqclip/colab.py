@@ -6,6 +6,8 @@ import os
 import sys
 from pathlib import Path
 
+DRIVE = Path("/content/drive")  # where Colab's own cells mount it
+
 
 def in_colab() -> bool:
     """Whether this runs in Colab; importing nothing of it."""
@@ -21,11 +23,11 @@ def drive(folder: str = "vqclip") -> Path:
     from google.colab import drive as colab_drive
 
     try:
-        colab_drive.mount("/content/drive")
+        colab_drive.mount(str(DRIVE))
     except (NotImplementedError, ValueError) as error:
         raise ValueError(f"Drive was not mounted ({error}): allow it, or untick Drive and keep the picture here only "
                          "as long as this machine lasts") from error  # fmt: skip
-    return Path("/content/drive/MyDrive") / folder
+    return DRIVE / "MyDrive" / folder
 
 
 def download(path: str | Path) -> None:

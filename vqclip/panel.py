@@ -17,6 +17,7 @@ import ipywidgets
 from PIL import Image
 
 from .drawings import bar, curve, duration
+from .hearing import Ear
 from .player import Player
 from .rows import TIP, PromptRows
 from .run import readings
@@ -56,6 +57,7 @@ class Panel:
         }  # fmt: skip
         self.steps = self._control("steps", ipywidgets.BoundedIntText, player.steps, min=1, max=1_000_000)
         self.steps.observe(self._set_steps, "value")
+        self.ear, self._deaf = Ear(), False
         self.widget = self._layout()
         self.paint()
 
@@ -81,6 +83,13 @@ class Panel:
         """Paint if the last time is `INTERVAL` ago."""
         if time.monotonic() - self.painted >= INTERVAL:
             self.paint()
+
+    def listen(self) -> None:
+        """Say so when the page's messages do not arrive, and no longer once they do."""
+        deaf = not self.ear.listen()
+        if deaf != self._deaf:
+            self._deaf = deaf
+            self.say(self.words("deaf") if deaf else "")
 
     def say(self, text: str = "", warn: bool = True) -> None:
         """Put a note under the status; without text, take it away."""
@@ -179,7 +188,7 @@ class Panel:
         buttons.add_class("vqclip-buttons")
         controls = ipywidgets.VBox([*self.controls.values(), self.steps])
         controls.add_class("vqclip-controls")
-        left = ipywidgets.VBox([style, self.picture, buttons, self.progress, self.status, self.note])
+        left = ipywidgets.VBox([style, self.ear.widget, self.picture, buttons, self.progress, self.status, self.note])
         left.add_class("vqclip-left")
         right = ipywidgets.VBox([_heading(self.words("prompts")), self.rows.box, self.rows.add, self.rows.shares,
                                  self.tokens, _heading(self.words("controls")), controls, self.losses])  # fmt: skip

@@ -7,7 +7,7 @@ queued stay queued. This needs the inside of ipykernel, which is not the same ev
 - ipykernel 6 (Colab has 6.17) keeps messages in `kernel.msg_queue`: those of widgets are taken out and dispatched.
 - ipykernel 7.4 dispatches them itself while a cell awaits, but never says that it is done with one; ipywidgets waits
   for that word before it sends the next value of the same widget. So it is said here.
-- elsewhere nothing is done, and `live` is False.
+- elsewhere nothing is done. Whether messages arrive is asked of the page, see `hearing.py`.
 """
 
 from __future__ import annotations
@@ -21,15 +21,10 @@ COMMS = ("comm_open", "comm_msg", "comm_close")
 
 
 class Pump:
-    """Lets the messages of widgets through while an async cell runs.
-
-    Attributes:
-        live: whether it can. None outside of a kernel, where no widget could say anything.
-    """
+    """Lets the messages of widgets through while an async cell runs; does nothing where there is no kernel."""
 
     def __init__(self, kernel: Any = None):
         self.kernel = kernel or _kernel()
-        self.live: bool | None = None
         self._handlers: dict[str, Any] = {}  # those that were replaced, by message type
         self._queue = None
 
@@ -38,17 +33,14 @@ class Pump:
         if kernel is None:
             return self
         if hasattr(kernel, "msg_queue"):
-            self._queue, self.live = kernel.msg_queue, True
+            self._queue = kernel.msg_queue
             ident = kernel._parent_ident  # by channel, in later versions of 6
             self._cell = (ident.get("shell") if isinstance(ident, dict) else ident), kernel.get_parent("shell")
         elif "concurrent" in inspect.signature(kernel.dispatch_shell).parameters:  # since 7.4
-            self.live = True
             cell, here = kernel.get_parent("shell"), threading.current_thread()
             for kind in COMMS:
                 self._handlers[kind] = kernel.shell_handlers[kind]
                 kernel.shell_handlers[kind] = self._saying_idle(self._handlers[kind], cell, here)
-        else:
-            self.live = False
         return self
 
     async def __aexit__(self, *_: object) -> None:

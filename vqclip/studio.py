@@ -89,10 +89,10 @@ class Studio:
 
     async def _watch(self) -> None:
         async with Pump() as pump:
-            if pump.live is False:
-                self.panel.say(self.panel.words("deaf"))
             self.player.play()
             self.panel.paint()
+            self.panel.ear.begin()
             while self.player.alive:
                 await pump()
+                self.panel.listen()
                 self.panel.refresh()

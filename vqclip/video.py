@@ -169,7 +169,10 @@ def shrink_video(source: Path, target: Path, size: int) -> Path:
     Raises:
         VideoError: ffmpeg failed: then with its own words.
     """
-    _, seconds = imageio_ffmpeg.count_frames_and_secs(str(source))
+    try:
+        _, seconds = imageio_ffmpeg.count_frames_and_secs(str(source))
+    except (RuntimeError, OSError) as error:
+        raise VideoError(f"{source} cannot be read as a video; make it again.") from error
     rate = int(0.85 * 8 * size / max(seconds, 0.1))  # bits a second; some of it is not pictures
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", "-i", str(source), "-vf",
                "scale=trunc(iw/4)*2:trunc(ih/4)*2", "-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", "30", "-maxrate",

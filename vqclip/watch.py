@@ -3,7 +3,7 @@
     for frame in progress(session.record(run), run): ...        a bar, in a terminal or a notebook
     for frame in preview(session.record(run)): ...              the growing picture, in a notebook
     show_video(path)                                            a video, playing in the notebook's page
-    download(path)                                              a file, into the browser's downloads
+    offer_download(path)                                        a file, into the browser's downloads
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def show_video(path: str | Path) -> None:
     print(path if small == path else f"{path} has {path.stat().st_size / 1e6:.0f} MB; what plays here is a small copy")
 
 
-def download(path: str | Path) -> None:
+def offer_download(path: str | Path) -> None:
     """Offer a file to be saved where the browser is: in Colab at once, elsewhere by a button in the page."""
     from IPython.display import HTML, display
 
