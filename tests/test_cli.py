@@ -54,6 +54,14 @@ def test_a_prompt_becomes_a_picture_a_video_and_more_steps(vqclip):
         assert code == 0 and json.loads(out)["settings"]["prompts"] == "desert:50 | snow:25"
 
 
+def test_a_preflight_says_what_would_be_and_paints_nothing(vqclip, home):
+    before = set((home / "sessions").iterdir()) if (home / "sessions").exists() else set()
+    code, out, _ = vqclip("preflight", "desert:50 | snow:25", *TINY, "steps=30", "size=33x32")
+    assert code == 0 and "painted at 34x32" in out and "desert 67 % · snow 33 %" in out
+    assert [line.partition(":")[0] for line in out.splitlines()[3:]] == ["memory", "time", "video", "disk"]
+    assert "for 31 frames" in out and set((home / "sessions").iterdir()) == before
+
+
 def test_a_picture_is_recipe_enough(vqclip):
     first = vqclip("generate", "desert", *TINY, "seed=3")[1].splitlines()[-1]
     again = vqclip("generate", "--like", f"{first}/final.png")[1].splitlines()[-1]

@@ -32,6 +32,24 @@ print(memory("VmHWM") - before, time.monotonic() - start)
 """
 
 
+STEP = """
+import sys, torch, vqclip
+from vqclip.memory import needed
+def memory(key):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(key + ":")) * 1024
+torch.set_num_threads(1)
+size, cutouts, chunk = map(int, sys.argv[2:])
+run = vqclip.generate("desert | snow", "imagenet_f16_16384", "ViT-B/32", root=sys.argv[1], size=size, steps=1,
+                      cutouts=cutouts, chunk=chunk, device="cpu")
+for model in (run.latent.vqgan, run.judges()[0][1].perceptor):
+    sum(weights.sum() for weights in model.parameters())  # so that all of them are in memory, and not on the disk
+need, before = needed(run).step, memory("VmRSS")
+open("/proc/self/clear_refs", "w").write("5")  # the peak is counted from here
+next(run)
+print(memory("VmHWM") - before, need)
+"""
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     """Where converted files gather, for the run at the end."""
@@ -125,19 +143,39 @@ def test_a_clip(name, tmp_path, home, table):
         assert (loaded.encode_text(["a desert", "snow"]) - read).abs().max() < 1e-5
 
 
-def test_painting_with_them_on_the_command_line(home):
-    """imagenet_f16_16384 and ViT-B/32 from files on the disk, 256x256."""
+@pytest.fixture
+def pair(home):
+    """The folder in which imagenet_f16_16384 and ViT-B/32 are."""
     if not all(catalogue.find(name).here(home / "checkpoints") for name in ("imagenet_f16_16384", "ViT-B/32")):
         pytest.skip("needs the files that the tests above convert: run them together")
+    return home / "checkpoints"
+
+
+@pytest.mark.parametrize("size, cutouts, chunk", [(128, 32, 0), (256, 8, 0), (256, 32, 8)])
+def test_a_step_takes_the_memory_that_was_counted(pair, size, cutouts, chunk):
+    """Never much more than was said, and not a quarter less."""
+    command = [sys.executable, "-W", "ignore", "-c", STEP, str(pair), str(size), str(cutouts), str(chunk)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    took, counted = map(int, done.stdout.split())
+    print(f"\n{size}x{size}, {cutouts} cutouts, chunk {chunk}: {took / 1e6:.0f} MB, {counted / 1e6:.0f} counted")
+    assert 0.75 * counted < took < 1.05 * counted
+
+
+def test_painting_with_them_on_the_command_line(home, pair):
+    """imagenet_f16_16384 and ViT-B/32 from files on the disk, 256x256."""
     command = [sys.executable, "-m", "vqclip", "generate", "desert:50 | snow:25", "vqgan=imagenet_f16_16384",
                "clip=ViT-B/32", "size=256x256", "steps=3", "cutouts=8", "--workspace", str(home)]  # fmt: skip
     start = time.monotonic()
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"VQCLIP_OFFLINE": "1"})
-    assert done.returncode == 0, done.stderr
-    session = vqclip.Session(Path(done.stdout.splitlines()[-1]))
+    with open(home / "said", "w+") as said, open(home / "errors", "w+") as errors:
+        running = subprocess.Popen(command, stdout=said, stderr=errors, env=os.environ | {"VQCLIP_OFFLINE": "1"})
+        _, status, usage = os.wait4(running.pid, 0)  # of this process alone: its peak memory
+        running.returncode = os.waitstatus_to_exitcode(status)
+    assert running.returncode == 0, (home / "errors").read_text()
+    session = vqclip.Session(Path((home / "said").read_text().splitlines()[-1]))
     assert len(session.codes) == 4 and (session.path / "final.png").exists()
     assert session.about["checkpoints"]["vqgan imagenet_f16_16384"] == checkpoints.sha256(
         home / "checkpoints" / "imagenet_f16_16384.safetensors"
     )
-    print(f"\n4 frames of 256x256 with 8 cutouts, loading included: {time.monotonic() - start:.0f} s")
+    print(f"\n4 frames of 256x256 with 8 cutouts, loading included: {time.monotonic() - start:.0f} s, "
+          f"at most {usage.ru_maxrss / 1e6:.1f} GB of memory")  # of kilobytes
     print("\n".join(f"{line['step']} {line['losses']}" for line in session.losses()))

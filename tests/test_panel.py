@@ -307,11 +307,6 @@ def test_a_curve_has_no_more_points_than_a_screen():
     assert "<polyline" not in drawings.curve([1.0])
 
 
-@pytest.mark.parametrize("seconds, text", [(9.6, "10 s"), (185, "3:05"), (3753, "1:02:33")])
-def test_durations(seconds, text):
-    assert drawings.duration(seconds) == text
-
-
 def test_every_language_has_every_text_with_the_same_gaps():
     def gaps(text):
         return {name for _, name, _, _ in string.Formatter().parse(text) if name}

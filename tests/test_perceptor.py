@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 import vqclip
+from vqclip.catalogue import CheckpointError
 from vqclip.perceptor import build_clip, tokenizer
 
 
@@ -72,7 +73,7 @@ def test_the_clip_package_itself_is_not_imported(clip):
 
 @pytest.mark.parametrize("name", ["vit", "rn"])
 def test_bfloat16_is_close_and_comes_out_in_float32(files, name):
-    full, half = (vqclip.load_clip(name, precision=precision, root=files) for precision in ("float32", "bfloat16"))
+    full, half = (vqclip.load_clip(name, precision=dtype, root=files) for dtype in (torch.float32, torch.bfloat16))
     assert {p.dtype for p in half.parameters()} == {torch.float32}
     cuts = pictures(6, full.size).requires_grad_()
     gradients = []
@@ -182,3 +183,20 @@ def test_weights_given_are_not_changed():
     before = {key: value.clone() for key, value in weights.items()}
     build_clip(weights, "again")
     assert weights.keys() == before.keys() and all(torch.equal(weights[key], before[key]) for key in before)
+
+
+# What is not here
+
+
+def test_without_open_clip_the_way_to_it_is_said(monkeypatch):
+    monkeypatch.setitem(sys.modules, "open_clip", None)  # as if it were not installed
+    with pytest.raises(CheckpointError, match="needs open_clip, which is not here .*: pip install open_clip_torch"):
+        vqclip.load_clip("open_clip:ViT-B-32/laion2b_s34b_b79k")
+
+
+def test_a_torchvision_of_another_torch_is_said(monkeypatch, tmp_path):
+    (tmp_path / "open_clip.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    monkeypatch.delitem(sys.modules, "open_clip", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(CheckpointError, match="torchvision::nms.*install the torchvision that belongs to torch"):
+        vqclip.load_clip("open_clip:ViT-B-32/laion2b_s34b_b79k")

@@ -162,7 +162,7 @@ BAD = [
     ("start", "is out of range: choose random, mean", ["zufall", "", None, "Random"]),
     ("optimizer", "is out of range: choose adam, momentum", ["sgd"]),
     ("augment", "choose none, mse, abulafia, nerdyrodent, updated", ["all"]),
-    ("precision", "choose float32, bfloat16", ["float16", 16]),
+    ("precision", "choose auto, float32, bfloat16, float16", ["float8", 16]),
     ("prompts", "is not a text", [True, False, ["a"], {}, b"a", object(), "a\0b", "half \ud800 a character"]),
     ("vqgan", "is not a text", [["a"], 1j]),
 ]  # fmt: skip

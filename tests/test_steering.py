@@ -70,8 +70,8 @@ def test_prompts_may_come_and_go(new_run):
 def test_the_shares_are_those_of_a_new_run(new_run):
     painting, fresh = new_run(steering={1: {"prompts": "a:3 | b:-1"}}), new_run(prompts="a:3 | b:-1")
     next(painting), next(painting)
-    assert [judge.prompts for _, judge in painting._judges()] == [judge.prompts for _, judge in fresh._judges()]
-    assert torch.equal(painting._judges()[0][1].targets, fresh._judges()[0][1].targets)
+    assert [judge.prompts for _, judge in painting.judges()] == [judge.prompts for _, judge in fresh.judges()]
+    assert torch.equal(painting.judges()[0][1].targets, fresh.judges()[0][1].targets)
 
 
 def test_now_tells_what_the_next_step_will_have(new_run):
@@ -110,7 +110,7 @@ def test_pictures_keep_their_place_among_new_words(new_run, tmp_path):
     painting = new_run(**likes, steering={2: {"prompts": "fog:1 | a | b"}})
     list(painting)
     assert list(frames[3].similarity)[:3] == ["fog", "a", "b"] and "sun.png" in list(frames[3].similarity)[3]
-    shares = [prompt.weight for prompt in painting._judges()[0][1].prompts]
+    shares = [prompt.weight for prompt in painting.judges()[0][1].prompts]
     assert shares == [0.2, 0.2, 0.2, 0.4]
 
 

@@ -117,7 +117,8 @@ def checkpoint_table(root: str | Path) -> str:
                          f"{model.title}: {model.good_at} [{note}]")  # fmt: skip
         lines.append("")
     lines += [f"[{note}] licence: {text}" for text, note in licences.items()]
-    lines += ["", "`embedded`, which comes with vqclip, and any file of your own, by its path, work as well."]
+    lines += ["", "`embedded`, which comes with vqclip, and any file of your own, by its path, work as well; so do the "
+              "judges of open_clip,", "where it is installed, as open_clip:ViT-B-32/laion2b_s34b_b79k."]  # fmt: skip
     return "\n".join(lines)
 
 

@@ -1,6 +1,7 @@
 """The command line: thin over the package, so that whatever a notebook can do, a terminal can.
 
     vqclip generate "desert:50 | snow:25" size=256x256 steps=300     paint; the last line is the session's folder
+    vqclip preflight "desert:50 | snow:25" size=512x384              what that would be: memory, time, disk, video
     vqclip continue SESSION [steps=500]                              go on, exactly
     vqclip video SESSION [fps=30] [smooth=2]                         make the video of it
     vqclip info FILE                                                 the recipe in a picture, video or session
@@ -17,6 +18,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from . import __version__
@@ -59,13 +61,17 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
-    sub = command(_generate, "generate", "paint a picture; the last line printed is the session's folder")
-    sub.add_argument("words", nargs="*", metavar="PROMPT key=value",
-                     help="the prompt, `text:weight:stop | ...`, and any settings; see `vqclip settings`")  # fmt: skip
-    sub.add_argument("--like", metavar="FILE",
-                     help="begin with the recipe inside a picture or video, and what changed on the way")  # fmt: skip
-    sub.add_argument("--settings", metavar="FILE", help="begin with a YAML file of settings")
-    sub.add_argument("--preset", choices=PRESETS, help="how long and how closely to look")
+    for run, name, help in (
+        (_generate, "generate", "paint a picture; the last line printed is the session's folder"),
+        (_preflight, "preflight", "say what a run would be, its memory, time, disk and video, after three steps of it"),
+    ):
+        sub = command(run, name, help)
+        sub.add_argument("words", nargs="*", metavar="PROMPT key=value",
+                         help="the prompt, `text:weight:stop | ...`, and settings; see `vqclip settings`")  # fmt: skip
+        sub.add_argument("--like", metavar="FILE",
+                         help="begin with the recipe inside a picture or video, and what changed on the way")  # fmt: skip
+        sub.add_argument("--settings", metavar="FILE", help="begin with a YAML file of settings")
+        sub.add_argument("--preset", choices=PRESETS, help="how long and how closely to look")
     sub = command(_continue, "continue", "go on with a session exactly where it stood")
     sub.add_argument("words", nargs="*", metavar="SESSION steps=N",
                      help="its folder, or the newest if none is given; and more steps than planned")  # fmt: skip
@@ -88,7 +94,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _generate(arguments: argparse.Namespace) -> None:
+def _asked(arguments: argparse.Namespace) -> tuple[Settings, dict]:
+    """The settings that a command line asks for, and what shall change on the way, see `run.Run.change`."""
     prompt, changes = _split(arguments.words, Settings.__dataclass_fields__)
     settings, steering = Settings(), {}
     if arguments.like:
@@ -105,16 +112,32 @@ def _generate(arguments: argparse.Namespace) -> None:
         settings = settings.replace(prompts=prompt)
     elif not (arguments.like or arguments.settings):
         raise SettingsError('there is no prompt: write it first, as in vqclip generate "desert:50 | snow:25"')
-    settings = settings.override(changes)
+    chosen = {change.partition("=")[0] for change in changes} | ({"prompts"} if prompt is not None else set())
+    steering = {step: {name: entry[name] for name in entry.keys() - chosen} for step, entry in steering.items()}
+    return settings.override(changes), steering
+
+
+def _generate(arguments: argparse.Namespace) -> None:
+    settings, steering = _asked(arguments)
     from .run import generate
     from .session import Session, workspace
 
-    chosen = {change.partition("=")[0] for change in changes} | ({"prompts"} if prompt is not None else set())
-    steering = {step: {name: entry[name] for name in entry.keys() - chosen} for step, entry in steering.items()}
     folder = workspace(arguments.workspace)
     run = generate(settings=settings, root=folder / "checkpoints", steering=steering)
     session = Session.create(folder, run)
     _paint(session, run)
+
+
+def _preflight(arguments: argparse.Namespace) -> None:
+    settings, _ = _asked(arguments)
+    from .preflight import look, pace
+    from .run import generate
+    from .session import workspace
+
+    folder = workspace(arguments.workspace)
+    run = generate(settings=settings, root=folder / "checkpoints")
+    report = look(run, folder)
+    print("\n".join((replace(report, seconds=pace(run)) if report.fits else report).lines()))
 
 
 def _continue(arguments: argparse.Namespace) -> None:
@@ -131,12 +154,14 @@ def _continue(arguments: argparse.Namespace) -> None:
 
 def _paint(session, run) -> None:
     """Show a bar with every prompt's similarity; whatever happens, say where the session is."""
-    from .run import echo
+    from tqdm import tqdm
+
+    from .preflight import look, paced
     from .watch import progress
 
-    print(echo(run))
+    print("\n".join(look(run, session.path).lines()))
     try:
-        for _ in progress(session.record(run), run):
+        for _ in progress(paced(session.record(run), run, tqdm.write), run):
             pass
     except KeyboardInterrupt:
         print(f"\npaused at step {run.step}; everything is kept. Go on with: vqclip continue {session.path}")

@@ -62,12 +62,3 @@ def curve(values: Sequence[float], marks: Sequence[int] = (), tip: str = "") -> 
         f'aria-label="{escape(tip)}"><title>{escape(tip)}</title>{lines}<polyline points="{points}" fill="none" '
         'stroke="currentColor" stroke-width="1.5" vector-effect="non-scaling-stroke"/></svg>'
     )
-
-
-def duration(seconds: float) -> str:
-    """`42 s`, `3:05`, `1:02:33`."""
-    seconds = round(seconds)
-    if seconds < 60:
-        return f"{seconds} s"
-    minutes, hours = seconds // 60, seconds // 3600
-    return f"{hours}:{minutes % 60:02}:{seconds % 60:02}" if hours else f"{minutes}:{seconds % 60:02}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -91,14 +92,20 @@ class PromptLoss:
         self.weights = torch.tensor(weights, dtype=torch.float32).to(self.targets)  # (P,)
         self.stops = torch.tensor(stops, dtype=torch.float32).to(self.targets)  # (P,)
 
-    def state(self) -> dict[str, Tensor]:
-        """Copies of what may change while a run is on, the cutouts apart: weights and stops."""
-        return {"weights": self.weights.clone(), "stops": self.stops.clone()}
+    @property
+    def at_once(self) -> int:
+        """How many cutouts go through the perceptor at once."""
+        return min(self.chunk or self.cutouts.n, self.cutouts.n)
 
-    def restore(self, state: dict[str, Tensor]) -> None:
+    def state(self) -> dict[str, Any]:
+        """Copies of what may change while a run is on, the cutouts apart: weights, stops, and the chunk."""
+        return {"weights": self.weights.clone(), "stops": self.stops.clone(), "chunk": self.chunk}
+
+    def restore(self, state: dict[str, Any]) -> None:
         """Go back to where `state` was taken."""
         self.weights.copy_(state["weights"])
         self.stops.copy_(state["stops"])
+        self.chunk = state.get("chunk", self.chunk)  # earlier sessions did not note it
 
     def __call__(self, image: Tensor, draw: Draw | None = None) -> Tensor:
         """Image (1, 3, H, W) in [0, 1] -> scalar. The cutouts may be given as a `Draw` instead of being drawn."""

@@ -16,9 +16,10 @@ from typing import Any
 import ipywidgets
 from PIL import Image
 
-from .drawings import bar, curve, duration
+from .drawings import bar, curve
 from .hearing import Ear
 from .player import Player
+from .preflight import duration
 from .rows import TIP, PromptRows
 from .run import readings
 from .strings import Words

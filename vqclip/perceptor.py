@@ -6,6 +6,7 @@ The network and the tokenizer are OpenAI's own (Radford et al. 2021, arXiv 2103.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import sys
 import warnings
@@ -20,9 +21,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import checkpoints
+from .ops import with_large_grad
 
 MEAN = 0.48145466, 0.4578275, 0.40821073  # of the pictures OpenAI trained on, red green blue
 STD = 0.26862954, 0.26130258, 0.27577711
+OPEN_CLIP = "open_clip:"  # how the names of its models begin
 METADATA = "input_resolution", "context_length", "vocab_size"  # beside the weights in OpenAI's files
 
 
@@ -82,17 +85,20 @@ class CLIP(nn.Module):
         name: what it is called in losses and sessions.
         vocabulary: the token ids it was trained on; None means all of them.
         precision: what the towers compute in; embeddings come out in float32 always.
+        size: S; None takes the network's own.
+        mean, std: of the colours it was trained on.
     """
 
     def __init__(self, network: nn.Module, name: str, vocabulary: Tensor | None = None,
-                 precision: torch.dtype = torch.float32):  # fmt: skip
+                 precision: torch.dtype = torch.float32, size: int | None = None,
+                 mean: tuple[float, ...] = MEAN, std: tuple[float, ...] = STD):  # fmt: skip
         super().__init__()
         self.network, self.name, self.precision = network, name, precision
-        self.size: int = network.visual.input_resolution
+        self.size: int = size or network.visual.input_resolution
         self.sha256: str | None = None
         self.vocabulary = None if vocabulary is None else frozenset(vocabulary.tolist())
-        self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
     def tokens(self, text: str) -> Tokens:
         """The tokens of a text: how many are used, what was cut off, which words are unknown."""
@@ -109,10 +115,8 @@ class CLIP(nn.Module):
 
     def encode_text(self, texts: list[str]) -> Tensor:
         """P texts -> unit rows (P, D). Warns about words this model never learnt and about text cut off."""
-        batch = torch.zeros(len(texts), self.network.context_length, dtype=torch.long)  # (P, 77)
-        for row, text in zip(batch, texts, strict=True):
-            tokens = self.tokens(text)
-            row[: len(tokens.ids)] = torch.tensor(tokens.ids)
+        read = [self.tokens(text) for text in texts]
+        for tokens in read:
             if tokens.unknown:
                 named = ", ".join(tokens.unknown[:9]) + " ..." * (len(tokens.unknown) > 9)
                 warnings.warn(f"{self.name} never learnt {named}: such words paint nothing", stacklevel=2)
@@ -120,35 +124,53 @@ class CLIP(nn.Module):
                 warnings.warn(f"{self.name} reads {tokens.context} tokens; this was cut off: {tokens.cut[:60]!r}",
                               stacklevel=2)  # fmt: skip
         with torch.no_grad(), self._autocast():
-            embedded = self.network.encode_text(batch.to(self.mean.device))
+            embedded = self.network.encode_text(self._rows(texts, read).to(self.mean.device))
         return F.normalize(embedded.float(), dim=1)
 
     def encode_image(self, cutouts: Tensor) -> Tensor:
         """Cutouts (N, 3, S, S) in [0, 1] -> unit rows (N, D), float32."""
+        return F.normalize(with_large_grad(self._look, cutouts) if self.precision == torch.float16
+                           else self._look(cutouts), dim=1)  # fmt: skip
+
+    def _look(self, cutouts: Tensor) -> Tensor:
         with self._autocast():
-            embedded = self.network.encode_image((cutouts - self.mean) / self.std)
-        return F.normalize(embedded.float(), dim=1)
+            return self.network.encode_image((cutouts - self.mean) / self.std).float()
+
+    def _rows(self, texts: list[str], read: list[Tokens]) -> Tensor:
+        """What the text tower takes: (P, 77), zeros behind the end."""
+        batch = torch.zeros(len(read), self.network.context_length, dtype=torch.long)
+        for row, tokens in zip(batch, read, strict=True):
+            row[: len(tokens.ids)] = torch.tensor(tokens.ids)
+        return batch
 
     def _autocast(self):
-        return torch.autocast(self.mean.device.type, self.precision, enabled=self.precision != torch.float32)
+        device = self.mean.device.type
+        if device == "meta":  # for counting, see memory.py; torch has no autocast there
+            return contextlib.nullcontext()
+        return torch.autocast(device, self.precision, enabled=self.precision != torch.float32)
 
 
 def load_clip(source: str | Path = "embedded", device: str | torch.device = "cpu",
-              precision: str = "float32", root: str | Path = ".") -> CLIP:  # fmt: skip
-    """Load one of OpenAI's CLIPs, or the small one that is shipped, as a perceptor.
+              precision: torch.dtype = torch.float32, root: str | Path = ".") -> CLIP:  # fmt: skip
+    """Load one of OpenAI's CLIPs, the small one that is shipped, or one of open_clip's, as a perceptor.
 
     Args:
         source: "embedded"; a path (.pt as OpenAI publishes it, or .safetensors with the same names); the name of a
-            file in `root`; or a name of the catalogue, such as "ViT-B/32", which is fetched if it is not there.
+            file in `root`; a name of the catalogue, such as "ViT-B/32", which is fetched if it is not there; or
+            "open_clip:" and what `openclip.load_open_clip` takes.
         device: where it shall live.
-        precision: "float32" or "bfloat16".
+        precision: what its towers compute in; see `precision.dtypes`.
         root: the folder in which checkpoints are looked for by name, and into which they are fetched.
     Raises:
         CheckpointError: the file is not there and cannot be fetched, or is not a CLIP.
     """
+    if str(source).startswith(OPEN_CLIP):
+        from .openclip import load_open_clip
+
+        return load_open_clip(str(source), precision, root).to(device)
     path = checkpoints.find(source, root, "clip")
     _, weights = read_clip(path)
-    clip = build_clip(weights, str(source), getattr(torch, precision), path)
+    clip = build_clip(weights, str(source), precision, path)
     clip.sha256 = checkpoints.sha256(path)
     return clip.to(device)
 

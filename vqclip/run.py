@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import warnings
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,11 +29,17 @@ from .cutouts import AUGMENTS, Augment, Cutouts
 from .images import load_image, to_pil
 from .latent import STARTS, VQLatent
 from .losses import LOSSES, PromptLoss
+from .memory import is_exhaustion
 from .optim import OPTIMIZERS
 from .perceptor import Perceptor, Tokens, load_clip
+from .precision import able, dtypes
 from .prompts import Prompt
 from .settings import Settings, SettingsError
 from .vqgan import VQGAN, load_vqgan
+
+
+class OutOfMemory(ValueError):
+    """A step does not fit into memory, however few cutouts are judged at once: the run stops before it is taken."""
 
 
 class NotFinite(ArithmeticError):
@@ -113,16 +120,39 @@ class Run:
         self._settle()
         if self.step > self.steps:
             raise StopIteration
-        try:
-            self._before = self._unfinished = self.state()
-            if self.step in self.steering:
-                self._steer({**self._in_force, **self.steering[self.step]})
-            frame = self._advance()
-            self._unfinished = None
-        except BaseException:  # an interrupt too: at rest means at rest, whatever happened
-            self._settle()
-            raise
-        return frame
+        while True:
+            try:
+                self._before = self._unfinished = self.state()
+                if self.step in self.steering:
+                    self._steer({**self._in_force, **self.steering[self.step]})
+                frame = self._advance()
+                self._unfinished = None
+                return frame
+            except BaseException as error:  # an interrupt too: at rest means at rest, whatever happened
+                self._settle()
+                if not is_exhaustion(error):
+                    raise
+                self._spare(error)  # and again from the same state: the same step with the same draws
+
+    def _spare(self, error: BaseException) -> None:
+        """Have half as many cutouts judged at once from here on, and say so.
+
+        Raises:
+            OutOfMemory: it is one at a time already.
+        """
+        judges = [judge for _, judge in self.judges()]
+        at_once = max((judge.at_once for judge in judges), default=1)
+        if at_once == 1:
+            width, height = self.settings.size
+            raise OutOfMemory(
+                f"at step {self.step} there was not enough memory for size={width}x{height} even with one cutout at a "
+                "time; what was made until here is kept. Choose a smaller size: `vqclip preflight` says what fits"
+            ) from error
+        fewer = -(-at_once // 2)
+        for judge in judges:
+            judge.chunk = min(judge.at_once, fewer)
+        warnings.warn(f"out of memory at step {self.step}, which is done again: from here {fewer} cutouts are judged "
+                      f"at once instead of {at_once}", stacklevel=3)  # fmt: skip
 
     def change(self, **changes: Any) -> None:
         """Change the settings of `STEERABLE` from the next step on, and note it in `steering`.
@@ -187,13 +217,14 @@ class Run:
 
     def _similarity(self) -> dict[str, float]:
         """Mean cosine to each prompt over the perceptors; empty where nothing judges by prompts."""
-        judges = [loss for _, loss in self._judges()]
+        judges = [loss for _, loss in self.judges()]
         if not judges:
             return {}
         values = torch.stack([loss.similarity for loss in judges]).mean(0).tolist()
         return dict(zip(judges[0].labels, values, strict=True))
 
-    def _judges(self) -> list[tuple[str, PromptLoss]]:
+    def judges(self) -> list[tuple[str, PromptLoss]]:
+        """The losses that judge by prompts, each with its name."""
         return [(name, loss) for name, (_, loss) in self.losses.items() if isinstance(loss, PromptLoss)]
 
     def state(self) -> dict[str, Any]:
@@ -205,8 +236,8 @@ class Run:
             "latent": self.latent.state(),
             "optimizer": copy.deepcopy(self.optimizer.state_dict()),
             "weights": {name: weight for name, (weight, _) in self.losses.items()},
-            "prompts": {name: judge.state() for name, judge in self._judges()},
-            "cutouts": {name: judge.cutouts.state() for name, judge in self._judges()},
+            "prompts": {name: judge.state() for name, judge in self.judges()},
+            "cutouts": {name: judge.cutouts.state() for name, judge in self.judges()},
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -221,7 +252,7 @@ class Run:
         self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))  # torch would keep the state's own tensors
         for name in state["weights"].keys() & self.losses.keys():
             self.losses[name] = state["weights"][name], self.losses[name][1]
-        for name, judge in self._judges():
+        for name, judge in self.judges():
             if name in state["prompts"]:
                 judge.restore(state["prompts"][name])
                 judge.cutouts.restore(state["cutouts"][name])
@@ -236,7 +267,7 @@ class Run:
 
 def _set_prompts(run: Run, prompts: str) -> None:
     shares = _shares(run.settings.replace(prompts=prompts))
-    for _, judge in run._judges():
+    for _, judge in run.judges():
         judge.set_prompts(*shares)
 
 
@@ -250,7 +281,7 @@ def _set_init_weight(run: Run, weight: float) -> None:
 
 
 def _set_cutouts(run: Run, n: int) -> None:
-    for _, judge in run._judges():
+    for _, judge in run.judges():
         judge.cutouts.n = n
 
 
@@ -294,11 +325,12 @@ def generate(prompts: str | Sequence | None = None, vqgan: VQGAN | str | Path | 
             prompt_language.parse(prompts))  # fmt: skip
     settings = (settings or Settings()).replace(**changes)
     device = pick_device(settings.device)
+    precision = dtypes(settings.precision, able(device))
     painter = vqgan if isinstance(vqgan, VQGAN) else load_vqgan(vqgan or settings.vqgan, device, root)
     wanted = clip or settings.clip
     wanted = wanted.split(" + ") if isinstance(wanted, str) else wanted
     judges = [
-        load_clip(judge, device, settings.precision, root) if isinstance(judge, (str, Path)) else judge
+        load_clip(judge, device, precision.judge, root) if isinstance(judge, (str, Path)) else judge
         for judge in (wanted if isinstance(wanted, (list, tuple)) else [wanted])
     ]
     for model in (painter, *judges):
@@ -367,7 +399,7 @@ def pick_device(name: str) -> torch.device:
 
 def echo(run: Run) -> str:
     """What was understood, for people: each prompt's share, tokens used and cut off, the real size."""
-    judges = [loss for _, loss in run._judges()]
+    judges = [loss for _, loss in run.judges()]
     lines = [prompt_language.describe(judges[0].prompts)]
     for read in readings(run):
         parts = [f"{text[:40]} {len(tokens.ids)}" + (f" (cut off: {tokens.cut[:60]} ...)" if tokens.cut else "")
@@ -392,7 +424,7 @@ class Reading:
 def readings(run: Run) -> list[Reading]:
     """What each judge makes of the prompts; only of those that read in tokens, which a perceptor need not."""
     found = []
-    for _, judge in run._judges():
+    for _, judge in run.judges():
         if hasattr(judge.perceptor, "tokens"):
             texts = {prompt.text: judge.perceptor.tokens(prompt.text) for prompt in judge.prompts[: judge.texts]}
             found.append(Reading(judge.perceptor.name, next((one.context for one in texts.values()), 77), texts))

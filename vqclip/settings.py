@@ -43,7 +43,7 @@ class Settings:
     steps: int = _setting(200, "how many steps to take", 1, 1_000_000)
     seed: int = _setting(0, "the same seed gives the same picture on the same machine", 0, 2**32 - 1)
     vqgan: str = _setting("embedded", "the painter: `embedded`, or a checkpoint's name or path")
-    clip: str = _setting("embedded", "the judge: `embedded`, a name or path; several as `A + B`")
+    clip: str = _setting("embedded", "the judge: `embedded`, a name or path, `open_clip:NAME`; several as `A + B`")
     init_image: str = _setting("", "a picture to start from: a path or a URL")
     start: str = _setting("random", "without a picture: `random` codes, or the `mean` code everywhere",
                           choices=("random", "mean"))  # fmt: skip
@@ -61,7 +61,8 @@ class Settings:
     noise: float = _setting(-1.0, "noise added to glimpses; -1 takes what `augment` has", -1, 10)
     chunk: int = _setting(0, "glimpses judged at once: fewer need less memory; 0 means all", 0, 4096)
     ema: float = _setting(0.0, "show an average over steps with this memory; 0 shows each step", 0, 0.9999)
-    precision: str = _setting("float32", "what the judge computes in", choices=("float32", "bfloat16"))
+    precision: str = _setting("auto", "what the judge computes in; `auto`: what is fast and safe on the device",
+                              choices=("auto", "float32", "bfloat16", "float16"))  # fmt: skip
     device: str = _setting("auto", "where to compute: auto, cpu, cuda, mps")
 
     def __post_init__(self):

@@ -12,6 +12,8 @@ touches widgets, because Colab shows nothing that comes from another, or after t
 from __future__ import annotations
 
 import asyncio
+import warnings
+from collections import deque
 from pathlib import Path
 
 from .panel import Panel
@@ -88,11 +90,16 @@ class Studio:
         self.panel.paint()  # an error too: there is no cell for it
 
     async def _watch(self) -> None:
+        notes: deque[str] = deque()  # from the player's thread, which must not touch a widget
         async with Pump() as pump:
-            self.player.play()
-            self.panel.paint()
-            self.panel.ear.begin()
-            while self.player.alive:
-                await pump()
-                self.panel.listen()
-                self.panel.refresh()
+            with warnings.catch_warnings():
+                warnings.showwarning = lambda message, *_, **__: notes.append(str(message))
+                self.player.play()
+                self.panel.paint()
+                self.panel.ear.begin()
+                while self.player.alive:
+                    await pump()
+                    self.panel.listen()
+                    self.panel.refresh()
+                    if notes:
+                        self.panel.say(notes.popleft())

@@ -1,0 +1,155 @@
+"""Memory: what a step needs, what there is, and whether that was what an error was about.
+
+The need is counted, not guessed: the networks of a run go through one step on torch's meta device, where tensors have
+shapes and no values, while autograd tells what it would keep for the way back. That takes a moment and no memory, and
+holds for every architecture. What autograd does not know of, gradients on their way and copies that kernels make, is
+an allowance, fitted to peaks that were measured on a CPU with a full-size pair (imagenet_f16_16384, ViT-B/32; 128x128
+and 256x256 with 32 cutouts, 256x256 and 384x384 with 8): what is said was 0 to 5 % above them. Graphics cards were not
+measured; there, libraries take some hundred MB besides.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from .cutouts import Cutouts
+from .ops import clamp_with_grad
+
+if TYPE_CHECKING:
+    from .losses import PromptLoss
+    from .run import Run
+
+PAINTER, JUDGES = 1.1, 1.4  # what each takes at its height, as a multiple of what autograd keeps of it
+SIXTEEN = 0.75  # of a judge's memory in sixteen bits: norms and the picture stay in float32
+
+_EXHAUSTED = re.compile(r"can't allocate memory|not enough memory|out of memory|ALLOC_FAILED", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a run takes, in bytes.
+
+    Attributes:
+        weights: of painter and judges, which are there for as long as the run.
+        painter: what the painter keeps for its way back.
+        judges: what the judges keep at one time, with their cutouts.
+    """
+
+    weights: int
+    painter: int
+    judges: int
+
+    @property
+    def step(self) -> int:
+        """At the height of a step, besides the weights."""
+        return round(PAINTER * self.painter + JUDGES * self.judges)
+
+
+def is_exhaustion(error: BaseException) -> bool:
+    """Whether an error says that memory ran out: a graphics card's, a processor's, or in a library of either."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and bool(_EXHAUSTED.search(str(error)))
+
+
+def free(device: torch.device) -> int | None:
+    """Bytes that can be had on a device now, with what this program could give back; None where nobody can tell."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    return _of_machine()
+
+
+def _of_machine(info: Path = Path("/proc/meminfo"), group: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """What Linux has left: of the machine, or of the share that a container has of it; None elsewhere."""
+    try:
+        available = int(re.search(r"^MemAvailable:\s+(\d+) kB", info.read_text(), re.MULTILINE)[1]) * 1024
+        limit = group / "memory.max"
+        most = limit.read_text().strip() if limit.is_file() else "max"
+        if most == "max":
+            return available
+        used = int((group / "memory.current").read_text())
+        cached = int(re.search(r"^file (\d+)$", (group / "memory.stat").read_text(), re.MULTILINE)[1])  # files' pages
+        return min(available, int(most) - used + cached)
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def needed(run: Run, size: tuple[int, int] | None = None, chunk: int = 0) -> Need:
+    """What a run takes at its height.
+
+    Args:
+        size: of the picture, as if it were another; None takes the run's own.
+        chunk: cutouts judged at once, as if it were another number; 0 takes the run's own.
+    """
+    painter, judges = run.latent.vqgan, [judge for _, judge in run.judges()]
+    hollow = on_meta(painter)
+    w, h = painter.grid(*(size or run.settings.size))
+    z = torch.empty(1, painter.codebook.shape[1], h, w, device="meta", requires_grad=True)
+    image = torch.empty(1, 3, h * painter.f, w * painter.f, device="meta", requires_grad=True)
+    whole, pieces = 0, [0]
+    for judge in judges:
+        n = min(chunk or judge.at_once, judge.cutouts.n)
+        takes = _judged(judge, image, n)
+        if n < judge.cutouts.n:
+            pieces.append(takes)  # of which each is let go before the next
+        else:
+            whole += takes  # kept until the painter's turn
+    models = (painter, *(judge.perceptor for judge in judges))
+    weights = sum(size_of(model) for model in models if isinstance(model, nn.Module))
+    return Need(weights, kept(lambda: clamp_with_grad(hollow.decode(z)), hollow), whole + max(pieces))
+
+
+def _judged(judge: PromptLoss, image: Tensor, n: int) -> int:
+    """What n cutouts take on their way through a perceptor."""
+    model, theirs = judge.perceptor, judge.cutouts
+    cutouts = Cutouts(theirs.size, n, theirs.power, theirs.how, theirs.pooled)  # with draws of its own
+    if not isinstance(model, nn.Module):
+        return kept(lambda: cutouts(image))  # nobody can tell what somebody's own perceptor does
+    hollow = on_meta(model)
+    takes = kept(lambda: hollow.encode_image(cutouts(image)), hollow)  # in float32, as there is no autocast on meta
+    return takes if getattr(model, "precision", torch.float32) == torch.float32 else round(takes * SIXTEEN)
+
+
+def kept(compute: Callable[[], Any], besides: nn.Module | None = None) -> int:
+    """Bytes that autograd keeps of a computation for its way back, the weights of a module apart."""
+    mine = _tensors(besides).values() if besides else ()
+    weights = {tensor.untyped_storage()._cdata for tensor in mine}
+    storages: dict[int, Any] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            storages[storage._cdata] = storage  # itself, so that no other gets its number
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), torch.enable_grad():
+        compute()
+    return sum(storage.nbytes() for storage in storages.values())
+
+
+def on_meta(module: nn.Module) -> nn.Module:
+    """A copy of a module whose tensors have shapes only; costs nothing."""
+    # A tokenizer and other things beside the network are shared.
+    hollow: dict[int, Any] = {id(value): value for value in vars(module).values() if not isinstance(value, dict)}
+    hollow |= {id(tensor): tensor.to("meta") for tensor in _tensors(module).values()}
+    for tensor in module.parameters():
+        hollow[id(tensor)] = nn.Parameter(hollow[id(tensor)], requires_grad=False)
+    return copy.deepcopy(module, hollow)
+
+
+def size_of(module: nn.Module) -> int:
+    """Bytes of a module's weights."""
+    return sum({tensor.data_ptr(): tensor.nbytes for tensor in _tensors(module).values()}.values())
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}

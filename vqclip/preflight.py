@@ -1,0 +1,187 @@
+"""Preflight: what a run will be, before the wait: its real size, memory, time, video, disk and tokens, in plain words.
+
+    run = vqclip.generate("desert:50 | snow:25", size=(512, 384))
+    report = preflight.look(run, "workspace")
+    print("\n".join(report.lines()))
+    for frame in preflight.paced(session.record(run), run, print): ...       says after three how long it will take
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+from . import memory
+from .catalogue import size as in_words
+from .memory import Need
+from .run import Frame, Run, echo
+from .video import plan
+
+TIMED = 3  # steps after which the pace is known; the first one also warms up, and does not count
+LINE = 400  # bytes of a step's line in losses.jsonl, about
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A size and a chunk with which a run fits into memory."""
+
+    size: tuple[int, int]
+    chunk: int
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What is known of a run before its first step.
+
+    Attributes:
+        said: how prompts and tokens were understood, and the size that is painted; a line each.
+        asked, painted: width and height in pixels; painted is in whole codes.
+        steps: how many frames there will be.
+        need: what a step takes; see `memory.needed`.
+        free: bytes of memory that can be had now; None where nobody can tell.
+        fit: what would fit where this does not; None where it does, or where nothing would.
+        seconds: of a step; None until it is timed.
+        video, fps: how long the video will be in seconds, and its rate.
+        disk, disk_free: bytes that the session will take without its video, and that there are.
+    """
+
+    said: tuple[str, ...]
+    asked: tuple[int, int]
+    painted: tuple[int, int]
+    steps: int
+    need: Need
+    free: int | None
+    fit: Fit | None
+    seconds: float | None
+    video: float
+    fps: Fraction
+    disk: int
+    disk_free: int
+
+    @property
+    def fits(self) -> bool:
+        """Whether memory is enough, as far as anybody can tell."""
+        return self.free is None or self.need.step <= self.free
+
+    def lines(self) -> list[str]:
+        """What there is to say, a line each."""
+        lines = [*self.said, self._of_memory()]
+        if self.seconds is not None:
+            lines.append(f"time: {duration(self.seconds * self.steps)} for {self.steps} frames, "
+                         f"{self.seconds:.2g} s each")  # fmt: skip
+        lines.append(f"video: {duration(self.video)} at {float(self.fps):g} frames a second")
+        short = " and that is too little: make room first" if self.disk > self.disk_free else ""
+        lines.append(f"disk: {in_words(self.disk)} without the video; {in_words(self.disk_free)} are free{short}")
+        return lines
+
+    def _of_memory(self) -> str:
+        line = f"memory: about {in_words(self.need.step)} a step, besides {in_words(self.need.weights)} of models"
+        if self.free is None:
+            return line
+        line += f"; {in_words(self.free)} are free"
+        if self.fits:
+            return line
+        if self.fit is None:
+            return f"{line}, and not even the smallest picture fits: choose smaller models"
+        size = "" if self.fit.size == self.asked else f"size={self.fit.size[0]}x{self.fit.size[1]} "
+        return f"{line}, which is too little: {size}chunk={self.fit.chunk} fits"
+
+
+def look(run: Run, folder: str | Path = ".", free: int | None = None, seconds: float | None = None) -> Preflight:
+    """What a run will be; takes no step and no memory, and changes nothing.
+
+    Args:
+        folder: where its session will be kept.
+        free: bytes of memory it may take; None asks the device.
+        seconds: of a step, if that is known; see `pace`.
+    """
+    asked, vqgan, frames = run.settings.size, run.latent.vqgan, run.steps + 1
+    free = memory.free(run.latent.z.device) if free is None else free
+    need = memory.needed(run)
+    fits = free is None or need.step <= free
+    video = plan(frames)
+    return Preflight(
+        said=tuple(echo(run).splitlines()), asked=asked, painted=_whole(run, asked), steps=frames, need=need, free=free,
+        fit=None if fits else fitting(run, free), seconds=seconds, video=video.seconds, fps=video.fps,
+        disk=_on_disk(run, frames, len(vqgan.codebook)), disk_free=_room(folder),
+    )  # fmt: skip
+
+
+def fitting(run: Run, free: int) -> Fit | None:
+    """The largest picture of the run's shape that fits into so much memory, with the largest chunk; None if none does.
+
+    A smaller chunk comes before a smaller picture: it costs time only.
+    """
+    w, h = run.latent.vqgan.grid(*run.settings.size)
+    f, long = run.latent.vqgan.f, max(w, h)
+    most = max((judge.at_once for _, judge in run.judges()), default=1)
+
+    def size(codes: int) -> tuple[int, int]:  # of so many codes along the longer side
+        if codes == long:
+            return run.settings.size
+        return tuple(max(round(side * codes / long), 1) * f for side in (w, h))
+
+    def fits(codes: int, chunk: int) -> bool:
+        return memory.needed(run, size(codes), chunk).step <= free
+
+    low, high = 0, long  # the largest that fits lies from low to high; 0 is none
+    while low < high:
+        middle = -(-(low + high) // 2)
+        low, high = (middle, high) if fits(middle, 1) else (low, middle - 1)
+    if not low or min(size(low)) < 16:  # below that no setting goes
+        return None
+    chunk = most
+    while not fits(low, chunk):
+        chunk = -(-chunk // 2)
+    return Fit(size(low), chunk)
+
+
+def pace(run: Run) -> float:
+    """Seconds of a step, by taking a few: for whoever does not want their frames."""
+    stamps = [time.monotonic() for _, _ in zip(range(TIMED), run, strict=False)]
+    return (stamps[-1] - stamps[0]) / max(len(stamps) - 1, 1)
+
+
+def paced(frames: Iterable[Frame], run: Run, say: Callable[[str], None]) -> Iterator[Frame]:
+    """Pass frames through; after the third, say how long all of them will take."""
+    stamps: list[float] = []
+    for frame in frames:
+        if len(stamps) < TIMED:
+            stamps.append(time.monotonic())
+            if len(stamps) == TIMED and frame.step < run.steps:
+                step = (stamps[-1] - stamps[0]) / (TIMED - 1)
+                say(f"{step:.2g} s a step: {duration(step * (run.steps - frame.step))} more")
+        yield frame
+
+
+def duration(seconds: float) -> str:
+    """Time for people: 8 s, 4 min, 2.5 h."""
+    if seconds < 100:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def _whole(run: Run, size: tuple[int, int]) -> tuple[int, int]:
+    vqgan = run.latent.vqgan
+    w, h = vqgan.grid(*size)
+    return w * vqgan.f, h * vqgan.f
+
+
+def _on_disk(run: Run, frames: int, codes: int) -> int:
+    """Bytes of a session without its video: codes, losses, the state twice while it is replaced, the picture."""
+    h, w = run.latent.z.shape[2:]
+    width, height = run.settings.size
+    moments = {"adam": 2, "momentum": 1}[run.settings.optimizer]
+    state = (3 + moments) * run.latent.z.nbytes  # z, start, average
+    return frames * (h * w * (2 if codes <= 1 << 16 else 4) + 8 + LINE) + 2 * state + 3 * width * height
+
+
+def _room(folder: str | Path) -> int:
+    folder = Path(folder).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
