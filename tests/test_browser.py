@@ -27,7 +27,7 @@ def test_the_studio_in_jupyterlab(tmp_path):
         dark, few = studio.pixels(), studio.meter(1)
         studio.set_weight(1, 0.9)
         studio.set_weight(0, 0.1)
-        studio.paints_on(40)
+        studio.paints_on(30)
         assert studio.meter(1) > few
         assert sum(studio.pixels()[:3]) > sum(dark[:3])
         studio.shoot("light-snow")
@@ -40,7 +40,7 @@ def test_the_studio_in_jupyterlab(tmp_path):
         studio.shoot("light-paused")
         command = {"theme": "JupyterLab Dark"}
         browser.command(page, "apputils:change-theme", **command)
-        page.wait_for_selector("body[data-jp-theme-light=false]")
+        page.wait_for_selector("body[data-jp-theme-light=false]", state="attached")
         studio.shoot("dark-paused")
         studio.press("Paint")
         studio.paints_on()

@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("words", nargs="*", metavar="PROMPT key=value",
                          help="the prompt, `text:weight:stop | ...`, and settings; see `vqclip settings`")  # fmt: skip
         sub.add_argument("--like", metavar="FILE",
-                         help="begin with the recipe inside a picture or video, and what changed on the way")  # fmt: skip
+                         help="begin with the recipe inside a picture or video, and what was changed")  # fmt: skip
         sub.add_argument("--settings", metavar="FILE", help="begin with a YAML file of settings")
         sub.add_argument("--preset", choices=PRESETS, help="how long and how closely to look")
     sub = command(_continue, "continue", "go on with a session exactly where it stood")
