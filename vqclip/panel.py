@@ -133,7 +133,8 @@ class Panel:
         player = self.player
         error = player.error
         reason = f"{error}" if isinstance(error, (ValueError, ArithmeticError)) else f"{type(error).__name__}: {error}"
-        text = self.words(player.state, reason=reason.rstrip("."))
+        again = self.words("again_page" if self.on_play else "again_cell")
+        text = self.words(player.state, reason=reason.rstrip("."), again=again)
         where = self.words("kept", path=player.session.path) if player.session else ""
         return (f'<div class="vqclip-status{" vqclip-failed" * bool(error)}" role="status">{escape(text)}</div>'
                 f'<div class="vqclip-fine">{escape(where)}</div>')  # fmt: skip
