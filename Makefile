@@ -2,6 +2,8 @@
 # make test    installs what it needs, checks style, runs the tests
 # make test-all   also the slow ones
 # make quality  paints what prompts.yaml asks for and prints what a judge reads; make judge trains that one first
+# make test-browser   the studio in JupyterLab and Voila, in chromium (apt-get install chromium)
+# make test-colab     the studio's messages on the kernel that Colab has; PYTHON=python3.13 as there
 # PYTHON=python3.12 make ...   takes another Python (3.10 to 3.13)
 
 PYTHON ?= python3
@@ -9,7 +11,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --use-pep517 --constraint constraints.txt
 
-.PHONY: demo test test-all train judge quality lint clean
+.PHONY: demo test test-all test-browser test-colab train judge quality lint clean
 
 demo: $(VENV)/installed
 	$(BIN)/vqclip generate "desert:50 | snow:25" --workspace workspace
@@ -19,7 +21,13 @@ test: $(VENV)/installed-test lint
 	$(BIN)/python -m pytest
 
 test-all: $(VENV)/installed-test lint
-	$(BIN)/python -m pytest -m ""
+	$(BIN)/python -m pytest -m "not browser and not colab"
+
+test-browser: $(VENV)/installed-browser
+	$(BIN)/python -m pytest -m browser
+
+test-colab: $(VENV)/installed-test $(VENV)-colab/installed
+	VQCLIP_COLAB_PYTHON=$(VENV)-colab/bin/python $(BIN)/python -m pytest -m colab
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
@@ -46,5 +54,15 @@ $(VENV)/installed-test: $(VENV)/installed
 	$(PIP) --editable ".[test]"
 	touch $@
 
+$(VENV)/installed-browser: $(VENV)/installed-test
+	$(PIP) --editable ".[browser]"
+	touch $@
+
+$(VENV)-colab/installed: requirements.txt constraints.txt setup.py
+	$(PYTHON) -m venv $(VENV)-colab
+	$(VENV)-colab/bin/python -m pip install --quiet --use-pep517 --constraint constraints.txt --editable . \
+		ipykernel==6.17.1 ipython==7.34.0 ipywidgets==7.7.1 "jupyter_client<8" setuptools
+	touch $@
+
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-colab build *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -22,12 +22,14 @@ setup(
     license="MIT",
     license_files=["LICENSE"],
     packages=["vqclip", "vqclip.embedded"],
-    package_data={"vqclip": ["catalogue.yaml"], "vqclip.embedded": ["*.safetensors", "*.yaml"]},
+    package_data={"vqclip": ["*.yaml", "*.css", "page.ipynb"], "vqclip.embedded": ["*.safetensors", "*.yaml"]},
     python_requires=">=3.10,<3.15",  # 3.10 is torch's oldest; above 3.14 nothing was tried
     install_requires=requirements(),
     extras_require={
         "open_clip": ["open_clip_torch>=3,<4", "transformers>=4.40"],  # more judges; transformers reads their words
         "notebook": ["jupyterlab>=4", "ipykernel!=7.0.*,!=7.1.*,!=7.2.*,!=7.3.*"],  # those starve widget messages
+        "studio": ["voila>=0.5", "ipykernel!=7.0.*,!=7.1.*,!=7.2.*,!=7.3.*"],
+        "browser": ["playwright>=1.40", "jupyterlab>=4", "voila>=0.5"],  # and a chromium
         "test": ["pytest>=8", "hypothesis>=6.100", "nbclient>=0.10", "nbformat>=5.9", "ruff>=0.9",
                  "ipykernel!=7.0.*,!=7.1.*,!=7.2.*,!=7.3.*"],
     },

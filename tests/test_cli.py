@@ -118,3 +118,33 @@ def test_painting_needs_neither_widgets_nor_lightning():
     code = "import sys, vqclip.run, vqclip.session, vqclip.video, vqclip.cli; " \
            "print([m for m in ('ipywidgets', 'pytorch_lightning', 'torchvision') if m in sys.modules])"  # fmt: skip
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+def test_the_page_is_for_this_machine_and_behind_a_token(vqclip, home, monkeypatch):
+    started = []
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    monkeypatch.setattr("os.execve", lambda *what: started.append(what))
+    assert vqclip("studio", "--language", "ru", "--no-browser")[0] == 0
+    program, command, environment = started[0]
+    assert program == sys.executable and command[1:3] == ["-m", "voila"] and command[3].endswith("page.ipynb")
+    assert {"--token", "--Voila.ip=127.0.0.1", "--port=8866", "--no-browser"} <= set(command)
+    assert environment["VQCLIP_HOME"] == str(home.resolve()) and environment["VQCLIP_LANGUAGE"] == "ru"
+    assert "choose en, ru, de, es" in vqclip("studio", "--language", "xx")[2]
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert 'pip install "vqclip[studio]"' in vqclip("studio")[2]
+
+
+def test_a_picture_repeats_what_was_changed_on_the_way(vqclip):
+    first = vqclip("generate", "desert", *TINY, "seed=3")[1].splitlines()[-1]
+    session = Session(first)
+    run = session.resume()
+    run.change(prompts="fog", lr=0.9)
+    run.steps = 6
+    list(session.record(run))
+    assert session.steering == {4: {"prompts": "fog", "lr": 0.9}}
+    again, other = (
+        Session(vqclip("generate", "--like", f"{first}/final.png", "steps=6", *words)[1].splitlines()[-1])
+        for words in ((), ("lr=0.01",))
+    )
+    assert (session.codes.read() == again.codes.read()).all() and again.steering == session.steering
+    assert other.steering == {4: {"prompts": "fog"}}

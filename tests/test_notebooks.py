@@ -1,5 +1,6 @@
 """Every notebook runs from top to bottom, as Run All does, and hands over to the next through the workspace."""
 
+import importlib.util
 from pathlib import Path
 
 import nbformat
@@ -10,6 +11,9 @@ from nbclient.exceptions import CellExecutionError
 from vqclip import Session
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
+spec = importlib.util.spec_from_file_location("stamp", NOTEBOOKS.parent / "tools" / "notebooks.py")
+tool = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(tool)
 QUICK = {"steps": 3, "width": 64, "height": 64, "cutouts": 4, "length": 1}
 
 
@@ -40,7 +44,8 @@ def test_the_suite_paints_a_picture_and_its_video(home):
     run_all("04_run")
     session = Session.latest(home)
     assert len(session.codes) == 4 and (session.path / "final.png").exists()
-    assert "<video" in run_all("05_video", length=1, smooth=1)
+    shown = run_all("05_video", length=1, smooth=1)
+    assert "<video" in shown and 'download="video.mp4"' in shown
     assert (session.path / "video.mp4").stat().st_size > 1000
 
 
@@ -63,3 +68,29 @@ def test_notebooks_are_kept_clean(path):
         if cell.cell_type == "code":
             assert cell.outputs == [] and cell.execution_count is None
             assert not any(line.startswith(("def ", "class ")) for line in cell.source.splitlines())
+
+
+def test_they_are_as_their_tool_stamps_them(monkeypatch, tmp_path, capsys):
+    assert tool.main(check=True) == 0, capsys.readouterr().out
+    for path in NOTEBOOKS.glob("*.ipynb"):
+        (tmp_path / path.name).write_text(path.read_text("utf-8"), "utf-8")
+    monkeypatch.setattr(tool, "NOTEBOOKS", tmp_path)
+    monkeypatch.setattr(tool, "address", lambda: {"repository": "some/where", "ref": "v1"})
+    assert tool.main(check=True) == 1 and tool.main(check=False) == 0 and tool.main(check=True) == 0
+    for path in tmp_path.glob("*.ipynb"):
+        text = path.read_text("utf-8")
+        assert f"colab.research.google.com/github/some/where/blob/v1/notebooks/{path.name}" in text
+        assert "git+https://github.com/some/where@v1" in text
+
+
+def test_what_a_run_leaves_behind_is_taken_away(tmp_path, monkeypatch):
+    path = tmp_path / "00_studio.ipynb"
+    notebook = nbformat.read(NOTEBOOKS / path.name, as_version=4)
+    notebook.metadata["widgets"] = {"state": {}}
+    cell = next(cell for cell in notebook.cells if cell.cell_type == "code")
+    cell.outputs, cell.execution_count = [nbformat.v4.new_output("stream", text="hello")], 7
+    cell.metadata["executionInfo"] = {"user": {"displayName": "A Person"}}
+    nbformat.write(notebook, path)
+    monkeypatch.setattr(tool, "NOTEBOOKS", tmp_path)
+    assert tool.main(check=True) == 1 and tool.main(check=False) == 0
+    assert nbformat.read(path, as_version=4) == nbformat.read(NOTEBOOKS / path.name, as_version=4)

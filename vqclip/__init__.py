@@ -32,9 +32,10 @@ _HOMES = {
     "LOSSES": "losses", "PromptLoss": "losses",
     "Frame": "run", "Run": "run", "generate": "run", "echo": "run",
     "Session": "session", "SessionError": "session", "workspace": "session",
+    "Player": "player", "Studio": "studio", "Form": "form", "Page": "page",
     "Preflight": "preflight", "look": "preflight",
     "write_video": "video",
-    "preview": "watch", "progress": "watch", "show_video": "watch",
+    "preview": "watch", "progress": "watch", "show_video": "watch", "offer_download": "watch",
 }  # fmt: skip
 
 __all__ = [*_HOMES, "__version__"]

@@ -5,6 +5,7 @@
     vqclip continue SESSION [steps=500]                              go on, exactly
     vqclip video SESSION [fps=30] [smooth=2]                         make the video of it
     vqclip info FILE                                                 the recipe in a picture, video or session
+    vqclip studio                                                    a page to steer a picture while it grows
     vqclip settings                                                  all settings, their ranges and presets
     vqclip checkpoints [NAME or FILE ...] [--keep]                   what there is; or fetch these, or convert a file
 """
@@ -67,7 +68,8 @@ def _parser() -> argparse.ArgumentParser:
         sub = command(run, name, help)
         sub.add_argument("words", nargs="*", metavar="PROMPT key=value",
                          help="the prompt, `text:weight:stop | ...`, and settings; see `vqclip settings`")  # fmt: skip
-        sub.add_argument("--like", metavar="FILE", help="begin with the recipe inside a picture or video")
+        sub.add_argument("--like", metavar="FILE",
+                         help="begin with the recipe inside a picture or video, and what was changed")  # fmt: skip
         sub.add_argument("--settings", metavar="FILE", help="begin with a YAML file of settings")
         sub.add_argument("--preset", choices=PRESETS, help="how long and how closely to look")
     sub = command(_continue, "continue", "go on with a session exactly where it stood")
@@ -84,17 +86,24 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("names", nargs="*", metavar="NAME or FILE",
                      help="from the list, to be fetched; or a file, to be converted to safetensors")  # fmt: skip
     sub.add_argument("--keep", action="store_true", help="keep the files as they were fetched, too")
+    sub = command(_studio, "studio", "open the panel in a browser, without a notebook (needs vqclip[studio])")
+    sub.add_argument("--ip", default="127.0.0.1", help="the address to listen on; another one lets other machines in")
+    sub.add_argument("--port", type=int, default=8866)
+    sub.add_argument("--language", default="en", help="of the panel: en, ru, de or es")
+    sub.add_argument("--no-browser", action="store_true", help="only print the address")
     return parser
 
 
-def _asked(arguments: argparse.Namespace) -> Settings:
-    """The settings that a command line asks for."""
+def _asked(arguments: argparse.Namespace) -> tuple[Settings, dict]:
+    """The settings that a command line asks for, and what shall change on the way, see `run.Run.change`."""
     prompt, changes = _split(arguments.words, Settings.__dataclass_fields__)
-    settings = Settings()
+    settings, steering = Settings(), {}
     if arguments.like:
         from .images import read_recipe
+        from .session import steering_of
 
-        settings = Settings.from_dict(read_recipe(arguments.like)["settings"])
+        recipe = read_recipe(arguments.like)
+        settings, steering = Settings.from_dict(recipe["settings"]), steering_of(recipe.get("steering", ()))
     if arguments.settings:
         settings = Settings.load(arguments.settings)
     if arguments.preset:
@@ -103,22 +112,24 @@ def _asked(arguments: argparse.Namespace) -> Settings:
         settings = settings.replace(prompts=prompt)
     elif not (arguments.like or arguments.settings):
         raise SettingsError('there is no prompt: write it first, as in vqclip generate "desert:50 | snow:25"')
-    return settings.override(changes)
+    chosen = {change.partition("=")[0] for change in changes} | ({"prompts"} if prompt is not None else set())
+    steering = {step: {name: entry[name] for name in entry.keys() - chosen} for step, entry in steering.items()}
+    return settings.override(changes), steering
 
 
 def _generate(arguments: argparse.Namespace) -> None:
-    settings = _asked(arguments)
+    settings, steering = _asked(arguments)
     from .run import generate
     from .session import Session, workspace
 
     folder = workspace(arguments.workspace)
-    run = generate(settings=settings, root=folder / "checkpoints")
+    run = generate(settings=settings, root=folder / "checkpoints", steering=steering)
     session = Session.create(folder, run)
     _paint(session, run)
 
 
 def _preflight(arguments: argparse.Namespace) -> None:
-    settings = _asked(arguments)
+    settings, _ = _asked(arguments)
     from .preflight import look, pace
     from .run import generate
     from .session import workspace
@@ -193,6 +204,24 @@ def _settings(arguments: argparse.Namespace) -> None:
         print(f"{name:<14}{default:<22}{help}{f' ({allowed})' if allowed else ''}")
     for name, changes in PRESETS.items():
         print(f"--preset {name:<6}{' '.join(f'{key}={value}' for key, value in changes.items())}")
+
+
+def _studio(arguments: argparse.Namespace) -> None:
+    """Voila shows the page's notebook; who wants in needs the token in the address that it prints."""
+    import importlib.util
+
+    from .session import workspace
+    from .strings import Words
+
+    if importlib.util.find_spec("voila") is None:
+        raise SettingsError('the page needs Voila: pip install "vqclip[studio]"')
+    Words(arguments.language)
+    folder = workspace(arguments.workspace).resolve()
+    command = [sys.executable, "-m", "voila", str(Path(__file__).with_name("page.ipynb")), "--token",
+               f"--Voila.ip={arguments.ip}", f"--port={arguments.port}"]  # fmt: skip
+    command += ["--no-browser"] * arguments.no_browser
+    environment = {**os.environ, "VQCLIP_HOME": str(folder), "VQCLIP_LANGUAGE": arguments.language}
+    os.execve(sys.executable, command, environment)  # Ctrl-C and the like are Voila's from here on
 
 
 def _checkpoints(arguments: argparse.Namespace) -> None:

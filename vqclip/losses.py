@@ -61,17 +61,30 @@ class PromptLoss:
     def __init__(self, perceptor: Perceptor, prompts: Sequence[Prompt], cutouts: Cutouts, chunk: int = 0,
                  pictures: Sequence[tuple[Prompt, Tensor]] = ()):  # fmt: skip
         self.perceptor, self.cutouts, self.chunk = perceptor, cutouts, chunk
-        self.texts = len(prompts)  # the first so many prompts are words, the others pictures
-        embedded = [perceptor.encode_text([prompt.text]) for prompt in prompts]
+        self._read: dict[str, Tensor] = {}  # texts that were embedded once, (1, D) each
         with torch.no_grad():
-            embedded += [perceptor.encode_image(cutouts(picture)) for _, picture in pictures]
-        self.prompts = (*prompts, *(prompt for prompt, _ in pictures))
+            self._seen = [perceptor.encode_image(cutouts(picture)) for _, picture in pictures]  # (N, D) each
+        self.similarity: Tensor | None = None  # (P,) mean cosine at the last call
+        self.set_prompts(prompts, [prompt for prompt, _ in pictures])
+
+    def set_prompts(self, texts: Sequence[Prompt], pictures: Sequence[Prompt] = ()) -> None:
+        """Change the prompts; acts at the next call. Only texts that are new are embedded.
+
+        Args:
+            texts: any number of prompts that are words.
+            pictures: the prompts that are pictures, as many as there were at first: their weights and stops are taken.
+        """
+        self.texts = len(texts)  # the first so many prompts are words, the others pictures
+        self.prompts = (*texts, *pictures)
         self.labels = _labels(self.prompts)
+        for prompt in texts:
+            if prompt.text not in self._read:
+                self._read[prompt.text] = self.perceptor.encode_text([prompt.text])
+        embedded = [self._read[prompt.text] for prompt in texts] + self._seen
         self.targets = torch.cat(embedded)  # (T, D): one row a text, one a cutout of a picture
         counts = torch.tensor([len(rows) for rows in embedded])
         self.owner = torch.arange(len(counts)).repeat_interleave(counts).to(self.targets.device)  # (T,)
         self.share = (1 / counts.float())[self.owner.cpu()].to(self.targets.device)  # (T,) of its prompt's weight
-        self.similarity: Tensor | None = None  # (P,) mean cosine at the last call
         self.set_weights([prompt.weight for prompt in self.prompts], [prompt.stop for prompt in self.prompts])
 
     def set_weights(self, weights: Sequence[float], stops: Sequence[float]) -> None:

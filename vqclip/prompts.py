@@ -118,6 +118,11 @@ def describe(prompts: Iterable[Prompt]) -> str:
     return " · ".join(_share(p) for p in normalise(prompts))
 
 
+def default_stop(weight: float) -> float:
+    """The stop of a prompt that names none: `SAFE_STOP` for one to shun, else -inf, which is never."""
+    return SAFE_STOP if weight < 0 else -math.inf
+
+
 def _pieces(source: str) -> Iterator[tuple[str, str, list[str]]]:
     """Each piece between bars that is not blank: as typed, its text, its zero to two trailing numbers."""
     at = 0
@@ -147,16 +152,12 @@ def _take_numbers(piece: str) -> tuple[str, list[str]]:
 def _prompt(text: str, numbers: list[str]) -> Prompt:
     weight, stop = ([float(n.replace("−", "-")) for n in numbers] + [None, None])[:2]
     weight = 1.0 if weight is None else weight
-    return Prompt(text, weight, _default_stop(weight) if stop is None else stop)
-
-
-def _default_stop(weight: float) -> float:
-    return SAFE_STOP if weight < 0 else -math.inf
+    return Prompt(text, weight, default_stop(weight) if stop is None else stop)
 
 
 def _format(prompt: Prompt) -> str:
     numbers = []
-    if prompt.stop != _default_stop(prompt.weight):
+    if prompt.stop != default_stop(prompt.weight):
         numbers = [_pretty(prompt.weight), _pretty(prompt.stop)]
     elif prompt.weight != 1:
         numbers = [_pretty(prompt.weight)]

@@ -31,8 +31,9 @@ from .latent import STARTS, VQLatent
 from .losses import LOSSES, PromptLoss
 from .memory import is_exhaustion
 from .optim import OPTIMIZERS
-from .perceptor import Perceptor, load_clip
+from .perceptor import Perceptor, Tokens, load_clip
 from .precision import able, dtypes
+from .prompts import Prompt
 from .settings import Settings, SettingsError
 from .vqgan import VQGAN, load_vqgan
 
@@ -98,12 +99,17 @@ class Run:
         losses: functions `loss(image) -> scalar` by name, each with its weight.
         optimizer: a torch optimiser over the latent's parameters.
         settings: what it was built from.
+        steering: what `change` noted, as {step: {setting: value}}: each acts from that step on. It is the log of what
+            was changed and, given to a new run, the script that does it again.
     """
 
     def __init__(self, latent: VQLatent, losses: dict[str, tuple[float, Callable[[Tensor], Tensor]]],
-                 optimizer: torch.optim.Optimizer, steps: int, settings: Settings):  # fmt: skip
+                 optimizer: torch.optim.Optimizer, steps: int, settings: Settings,
+                 steering: Mapping[int, Mapping[str, Any]] | None = None):  # fmt: skip
         self.latent, self.losses, self.optimizer = latent, losses, optimizer
         self.steps, self.settings, self.step = steps, settings, 0
+        self.steering = {step: check_steerable(settings, entry) for step, entry in (steering or {}).items()}
+        self._in_force: dict[str, Any] | None = {name: getattr(settings, name) for name in STEERABLE}
         self._before: dict[str, Any] | None = None  # the state before the last step
         self._unfinished: dict[str, Any] | None = None  # where to go back to, while not at rest
 
@@ -117,6 +123,8 @@ class Run:
         while True:
             try:
                 self._before = self._unfinished = self.state()
+                if self.step in self.steering:
+                    self._steer({**self._in_force, **self.steering[self.step]})
                 frame = self._advance()
                 self._unfinished = None
                 return frame
@@ -145,6 +153,34 @@ class Run:
             judge.chunk = min(judge.at_once, fewer)
         warnings.warn(f"out of memory at step {self.step}, which is done again: from here {fewer} cutouts are judged "
                       f"at once instead of {at_once}", stacklevel=3)  # fmt: skip
+
+    def change(self, **changes: Any) -> None:
+        """Change the settings of `STEERABLE` from the next step on, and note it in `steering`.
+
+        What a script had in store for the same settings later on is dropped: whoever steers by hand has the say.
+
+        Raises:
+            SettingsError, PromptError: no such setting can change, or its value is out of range; nothing was changed.
+        """
+        changes = check_steerable(self.settings, changes)
+        for step in [step for step in self.steering if step > self.step]:
+            rest = {name: value for name, value in self.steering.pop(step).items() if name not in changes}
+            if rest:
+                self.steering[step] = rest
+        self.steering[self.step] = {**self.steering.get(self.step, {}), **changes}
+
+    @property
+    def now(self) -> Settings:
+        """The settings with which the next step will be made."""
+        return self.settings.replace(**{**(self._in_force or {}), **self.steering.get(self.step, {})})
+
+    def _steer(self, wanted: dict[str, Any]) -> None:
+        """Bring the steerable settings into force, those that differ."""
+        before, self._in_force = self._in_force, None  # an interrupt here leaves None: then all are set again
+        for name, value in wanted.items():
+            if before is None or before[name] != value:
+                STEERABLE[name](self, value)
+        self._in_force = wanted
 
     def _settle(self) -> None:
         """Go back to before a step or a `restore` that was broken off, if there is one."""
@@ -196,6 +232,7 @@ class Run:
         self._settle()
         return {
             "step": self.step,
+            "in_force": dict(self._in_force),
             "latent": self.latent.state(),
             "optimizer": copy.deepcopy(self.optimizer.state_dict()),
             "weights": {name: weight for name, (weight, _) in self.losses.items()},
@@ -206,9 +243,11 @@ class Run:
     def restore(self, state: dict[str, Any]) -> None:
         """Go back to where `state` was taken; from there the frames are the same bit for bit on a CPU.
 
+        `steering` stays: what was changed after that step is done again when its step comes.
         Losses that the state has and this run has not are left out, those that only the run has stay as they are.
         """
         self._unfinished = state  # an interrupt comes when it likes: then it is done again before the next step
+        self._steer(dict(state["in_force"]))
         self.latent.restore(state["latent"])
         self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))  # torch would keep the state's own tensors
         for name in state["weights"].keys() & self.losses.keys():
@@ -226,10 +265,47 @@ class Run:
             self.restore(self._before)
 
 
+def _set_prompts(run: Run, prompts: str) -> None:
+    shares = _shares(run.settings.replace(prompts=prompts))
+    for _, judge in run.judges():
+        judge.set_prompts(*shares)
+
+
+def _set_lr(run: Run, lr: float) -> None:
+    for group in run.optimizer.param_groups:
+        group["lr"] = lr
+
+
+def _set_init_weight(run: Run, weight: float) -> None:
+    run.latent.init_weight = weight
+
+
+def _set_cutouts(run: Run, n: int) -> None:
+    for _, judge in run.judges():
+        judge.cutouts.n = n
+
+
+STEERABLE = {"prompts": _set_prompts, "lr": _set_lr, "init_weight": _set_init_weight, "cutouts": _set_cutouts}
+"""The settings that may change between two steps, and what brings each into force."""
+
+
+def check_steerable(settings: Settings, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The changes, checked and in their settings' own types.
+
+    Raises:
+        SettingsError, PromptError: one of them cannot change while a run is on, or not to that.
+    """
+    for name in changes:
+        if name not in STEERABLE:
+            raise SettingsError(f"{name!r} cannot change while a run is on: only {', '.join(STEERABLE)} can")
+    changed = settings.replace(**changes)
+    return {name: getattr(changed, name) for name in changes}
+
+
 def generate(prompts: str | Sequence | None = None, vqgan: VQGAN | str | Path | None = None,
              clip: Perceptor | str | Path | Sequence | None = None, *, settings: Settings | None = None,
              root: str | Path = ".", pictures: Mapping[str, Path] | None = None,
-             **changes: Any) -> Run:  # fmt: skip
+             steering: Mapping[int, Mapping[str, Any]] | None = None, **changes: Any) -> Run:  # fmt: skip
     """Set up a run: nothing is painted until it is iterated.
 
     Args:
@@ -239,6 +315,7 @@ def generate(prompts: str | Sequence | None = None, vqgan: VQGAN | str | Path | 
         settings: to begin with; defaults where it is not given.
         root: the folder in which checkpoints are looked for by name.
         pictures: where image prompts are by now, by the names they have in the settings.
+        steering: what shall change on the way, as {step: {setting: value}}; see `Run.change`.
         changes: any field of `Settings` by name, such as size=(512, 384), steps=300, seed=7.
     Raises:
         SettingsError, PromptError, ImageError, CheckpointError: each says what was wrong and what to do.
@@ -271,7 +348,7 @@ def generate(prompts: str | Sequence | None = None, vqgan: VQGAN | str | Path | 
             raise SettingsError(f"losses={settings.losses!r}: there is no {like.text!r}; choose {', '.join(LOSSES)}")
         losses[like.text] = like.weight, LOSSES[like.text]
     optimizer = OPTIMIZERS[settings.optimizer](latent.parameters(), lr=settings.lr)
-    return Run(latent, losses, optimizer, settings.steps, settings)
+    return Run(latent, losses, optimizer, settings.steps, settings, steering)
 
 
 @torch.no_grad()
@@ -287,13 +364,17 @@ def _start(painter: VQGAN, settings: Settings, device: torch.device) -> Tensor:
 def _prompt_loss(judge: Perceptor, settings: Settings, found: Mapping[str, Path], device: torch.device) -> PromptLoss:
     cutouts = Cutouts(judge.size, settings.cutouts, settings.cut_pow, _augment(settings),
                       settings.cutter == "pooled", _seed(settings, judge.name), device)  # fmt: skip
-    texts = prompt_language.parse_optional(settings.prompts)
-    pictures = prompt_language.parse_optional(settings.image_prompts)
-    shares = prompt_language.normalise((*texts, *pictures))
+    texts, pictures = _shares(settings)
     sources = (found.get(picture.text, picture.text) for picture in pictures)
     images = [load_image(source, area=math.prod(settings.size)).to(device) for source in sources]
-    return PromptLoss(judge, shares[: len(texts)], cutouts, settings.chunk,
-                      list(zip(shares[len(texts) :], images, strict=True)))  # fmt: skip
+    return PromptLoss(judge, texts, cutouts, settings.chunk, list(zip(pictures, images, strict=True)))
+
+
+def _shares(settings: Settings) -> tuple[Sequence[Prompt], Sequence[Prompt]]:
+    """The prompts that are words and those that are pictures, with weights that share in one whole."""
+    texts, pictures = map(prompt_language.parse_optional, (settings.prompts, settings.image_prompts))
+    shares = prompt_language.normalise((*texts, *pictures))
+    return shares[: len(texts)], shares[len(texts) :]
 
 
 def _augment(settings: Settings) -> Augment:
@@ -320,9 +401,10 @@ def echo(run: Run) -> str:
     """What was understood, for people: each prompt's share, tokens used and cut off, the real size."""
     judges = [loss for _, loss in run.judges()]
     lines = [prompt_language.describe(judges[0].prompts)]
-    for judge in judges:
-        if hasattr(judge.perceptor, "tokens"):  # OpenAI's have; a perceptor need not
-            lines.append(_tokens_used(judge))
+    for read in readings(run):
+        parts = [f"{text[:40]} {len(tokens.ids)}" + (f" (cut off: {tokens.cut[:60]} ...)" if tokens.cut else "")
+                 for text, tokens in read.texts.items()]  # fmt: skip
+        lines.append(f"{read.judge} reads {read.context} tokens: {' · '.join(parts)}")
     vqgan, asked = run.latent.vqgan, run.settings.size
     real = tuple(side * vqgan.f for side in vqgan.grid(*asked))
     if real != asked:
@@ -330,9 +412,20 @@ def echo(run: Run) -> str:
     return "\n".join(lines)
 
 
-def _tokens_used(judge: PromptLoss) -> str:
-    """`embedded reads 77 tokens: desert 3 · snow 3`, and what was cut off."""
-    read = [(prompt.text, judge.perceptor.tokens(prompt.text)) for prompt in judge.prompts[: judge.texts]]
-    parts = [f"{text[:40]} {len(tokens.ids)}" + (f" (cut off: {tokens.cut[:60]} ...)" if tokens.cut else "")
-             for text, tokens in read]  # fmt: skip
-    return f"{judge.perceptor.name} reads {read[0][1].context if read else 77} tokens: {' · '.join(parts)}"
+@dataclass(frozen=True)
+class Reading:
+    """How a judge reads the prompts that are words: their tokens by text, and how many it takes in a prompt."""
+
+    judge: str
+    context: int
+    texts: dict[str, Tokens]
+
+
+def readings(run: Run) -> list[Reading]:
+    """What each judge makes of the prompts; only of those that read in tokens, which a perceptor need not."""
+    found = []
+    for _, judge in run.judges():
+        if hasattr(judge.perceptor, "tokens"):
+            texts = {prompt.text: judge.perceptor.tokens(prompt.text) for prompt in judge.prompts[: judge.texts]}
+            found.append(Reading(judge.perceptor.name, next((one.context for one in texts.values()), 77), texts))
+    return found

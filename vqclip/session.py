@@ -5,6 +5,7 @@
         about.json       versions, checkpoint hashes, machine
         codes            the codes of every step (see codelog.py)
         losses.jsonl     one line a step: losses and similarities
+        steering.json    what was changed while it was painted, and at which step; only if something was
         state            all that is needed to go on exactly: z, optimiser moments, generators
         final.png        the last picture, with the recipe inside
         video.mp4        when it was made
@@ -31,7 +32,7 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from . import __version__
+from . import __version__, colab
 from . import prompts as prompt_language
 from .checkpoints import sha256
 from .codelog import CodeLog, CodesError
@@ -43,7 +44,7 @@ from .vqgan import VQGAN, load_vqgan
 
 FORMAT = 1  # of the folder; raised when an older vqclip could not read it
 PAUSE = 1.0  # seconds between two states: what a crash may cost
-LEFT = {".part", ".png", ".jsonl"}  # what a killed recorder leaves half written: state, picture, losses; no videos
+LEFT = {".part", ".png", ".jsonl", ".json"}  # what a killed recorder leaves half written, in parts; no videos
 ABOUT = {"format", "torch", "threads", "checkpoints", "settings_sha256"}  # what about.json must have
 
 
@@ -61,9 +62,20 @@ class _FolderLock(FileLock):
     holder: object | None = None
 
 
-def workspace(path: str | Path | None = None) -> Path:
-    """The folder that everything lives in: the one given, else $VQCLIP_HOME, else `workspace` here. Made if need be."""
-    folder = Path(path or os.environ.get("VQCLIP_HOME") or "workspace")
+def workspace(path: str | Path | None = None, drive: bool = False) -> Path:
+    """The folder that everything lives in: the one given, else $VQCLIP_HOME, else `workspace` here. Made if need be.
+
+    Args:
+        drive: in Colab, where there is neither of the first two, take one in the user's Drive, which outlives the
+            machine; elsewhere this means nothing.
+    Raises:
+        SessionError: it cannot be used.
+    """
+    path = path or os.environ.get("VQCLIP_HOME")
+    try:
+        folder = Path(path or (colab.drive() if drive and colab.in_colab() else "workspace"))
+    except ValueError as error:
+        raise SessionError(str(error)) from error
     try:
         for name in ("checkpoints", "sessions"):
             (folder / name).mkdir(parents=True, exist_ok=True)
@@ -91,6 +103,7 @@ class Session:
             raise SessionError(str(error)) from error
         self._lock = _FolderLock(self.path / ".lock", timeout=0, thread_local=False, is_singleton=True)
         self.last_frame: Frame | None = None
+        self._noted: dict[int, dict[str, Any]] = {}  # the steering that is in the file
 
     @classmethod
     def create(cls, workspace_path: str | Path, run: Run) -> Session:
@@ -159,6 +172,7 @@ class Session:
     def _recorded(self, run: Run, me: object) -> Iterator[Frame]:
         saved = time.monotonic()
         while me is self._lock.holder:
+            self._note_steering(run)  # before its step, so that no kill can part the two
             frame = next(run, None)
             if frame is None:
                 return
@@ -187,7 +201,7 @@ class Session:
         likes = prompt_language.parse_optional(self.settings.image_prompts)
         pictures = {like.text: self._picture(number) for number, like in enumerate(likes)}
         run = generate(vqgan=vqgan, clip=clip, settings=self.settings.replace(init_image=""), pictures=pictures,
-                       root=root or self.checkpoints_folder)  # fmt: skip
+                       root=root or self.checkpoints_folder, steering=self.steering)  # fmt: skip
         run.settings = self.settings
         found = _checkpoints(run)
         for name, was in self.about["checkpoints"].items():
@@ -203,6 +217,16 @@ class Session:
                           "kept: do it again", stacklevel=2)  # fmt: skip
         run.restore(state)
         return run
+
+    @property
+    def steering(self) -> dict[int, dict[str, Any]]:
+        """What was changed while it was painted, as `generate` takes it: {step: {setting: value}}."""
+        path = self.path / "steering.json"
+        try:
+            return steering_of(json.loads(path.read_text("utf-8"))) if path.exists() else {}
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise SessionError(f"{path} is damaged ({error}): put a copy of it back, or take it away to go on without "
+                               "what was changed") from error  # fmt: skip
 
     @property
     def checkpoints_folder(self) -> Path:
@@ -228,7 +252,8 @@ class Session:
 
     def recipe(self) -> dict[str, Any]:
         """All that is needed to repeat this run: what is put inside its pictures and videos."""
-        return {"settings": self.settings.to_dict(), "about": self.about, "steps_made": len(self.codes)}
+        return {"settings": self.settings.to_dict(), "about": self.about, "steps_made": len(self.codes),
+                "steering": steering_list(self.steering)}  # fmt: skip
 
     def _picture(self, number: int) -> Path:
         return self.path / f"image_prompt_{number}.png"
@@ -240,7 +265,14 @@ class Session:
             file.write(_line(entry))
         self.codes.append(frame.step, frame.codes.cpu().numpy())  # last: a step is made once its codes are there
 
+    def _note_steering(self, run: Run) -> None:
+        if run.steering != self._noted:
+            with atomic(self.path / "steering.json", "w") as file:
+                json.dump(steering_list(run.steering), file, indent=1, ensure_ascii=False)
+            self._noted = dict(run.steering)
+
     def _save(self, run: Run) -> None:
+        self._note_steering(run)
         self.codes.sync()  # first, so that no state is ever ahead of its codes
         _write_state(self.path, run)
 
@@ -268,8 +300,12 @@ class Session:
         for left in self.path.glob(".*.part*"):
             if left.suffix in LEFT:
                 left.unlink()
+        self._noted = self.steering
         if len(self.codes) != run.step:
-            run.restore(self._read_state())
+            state = self._read_state()
+            if run.step != state["step"]:  # it is new to this folder, and learns what was changed in it
+                run.steering = {**self._noted, **run.steering}
+            run.restore(state)
         if len(self.codes) < run.step:
             raise SessionError(f"{self.path} has {len(self.codes)} steps, its state is of step {run.step}: the codes "
                                "were cut; make the video from what is left")  # fmt: skip
@@ -310,6 +346,16 @@ def _read_about(path: Path) -> dict[str, Any]:
     if missing:
         raise SessionError(f"{path / 'about.json'} is damaged (no {min(missing)!r} in it): put a copy of it back")
     return about
+
+
+def steering_list(steering: dict[int, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Steering as JSON has it, whose keys are texts: one entry a step, in their order."""
+    return [{"step": step, **steering[step]} for step in sorted(steering)]
+
+
+def steering_of(entries: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    """The inverse of `steering_list`: what a recipe has under "steering", as `generate` takes it."""
+    return {entry["step"]: {name: entry[name] for name in entry if name != "step"} for entry in entries}
 
 
 def _line(entry: dict[str, Any]) -> str:

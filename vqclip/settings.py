@@ -135,6 +135,14 @@ class Settings:
         return cls.from_dict({name: _unescaped(value) for name, value in data.items()})
 
 
+    @classmethod
+    def like(cls, path: str | Path) -> Settings:
+        """The settings in the recipe of a picture, video or session; raises ImageError where there is none."""
+        from .images import read_recipe
+
+        return cls.from_dict(read_recipe(path)["settings"])
+
+
 NAMES: dict[str, Field] = {spec.name: spec for spec in fields(Settings)}
 
 PRESETS = {

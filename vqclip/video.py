@@ -163,6 +163,26 @@ def write_video(source: Any, path: str | os.PathLike | None = None, *, fps: floa
     return path
 
 
+def shrink_video(source: Path, target: Path, size: int) -> Path:
+    """A copy of a video, half as wide and high, that has at most `size` bytes; as MP4. Returns its path.
+
+    Raises:
+        VideoError: ffmpeg failed: then with its own words.
+    """
+    try:
+        _, seconds = imageio_ffmpeg.count_frames_and_secs(str(source))
+    except (RuntimeError, OSError) as error:
+        raise VideoError(f"{source} cannot be read as a video; make it again.") from error
+    rate = int(0.85 * 8 * size / max(seconds, 0.1))  # bits a second; some of it is not pictures
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", "-i", str(source), "-vf",
+               "scale=trunc(iw/4)*2:trunc(ih/4)*2", "-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", "30", "-maxrate",
+               str(rate), "-bufsize", str(rate), "-movflags", "+faststart", str(target)]  # fmt: skip
+    done = subprocess.run(command, capture_output=True)
+    if done.returncode:
+        raise VideoError(f"ffmpeg could not shrink {source}: {_last_line(done.stderr, done.returncode)}.")
+    return target
+
+
 # Where pictures come from: each yields the pictures that the plan shows, once, as uint8 (H, W, 3).
 
 

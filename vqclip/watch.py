@@ -3,21 +3,28 @@
     for frame in progress(session.record(run), run): ...        a bar, in a terminal or a notebook
     for frame in preview(session.record(run)): ...              the growing picture, in a notebook
     show_video(path)                                            a video, playing in the notebook's page
+    offer_download(path)                                        a file, into the browser's downloads
 """
 
 from __future__ import annotations
 
 import base64
 import io
+import mimetypes
+import tempfile
 import time
 from collections.abc import Iterable, Iterator
+from html import escape
 from pathlib import Path
 
 from tqdm.auto import tqdm
 
+from . import colab
 from .run import Frame, Run
+from .video import shrink_video
 
 EMBEDDED = 8_000_000  # bytes of video that may go into a page; more disconnects Colab
+DOWNLOADED = 20_000_000  # bytes that a page may carry behind a button
 INTERVAL = 0.3  # seconds between two pictures: as often as an eye wants, and nothing piles up in the browser
 
 
@@ -59,14 +66,36 @@ def _jpeg(frame: Frame) -> bytes:
 
 
 def show_video(path: str | Path) -> None:
-    """Play an MP4 in the notebook's page; one too large for a page is named instead."""
+    """Play a video in the notebook's page; of one too large for a page, a smaller copy that is made for it.
+
+    The page gets the bytes themselves, because neither Colab nor a notebook in another folder could follow a path.
+    """
     from IPython.display import HTML, display
 
-    data = Path(path).read_bytes()
-    if len(data) > EMBEDDED:
-        print(f"{path} has {len(data) / 1e6:.0f} MB, too much for this page: open the file itself")
-        return
-    source = base64.b64encode(data).decode()
-    # A plain tag, because Jupyter's own Video is emptied when a notebook is opened again untrusted.
-    display(HTML(f'<video controls loop width="512" src="data:video/mp4;base64,{source}"></video>'))
-    print(path)
+    path = Path(path)
+    with tempfile.TemporaryDirectory() as folder:
+        small = path if path.stat().st_size <= EMBEDDED else shrink_video(path, Path(folder) / "preview.mp4", EMBEDDED)
+        source = base64.b64encode(small.read_bytes()).decode()
+    # Plain tags, because Jupyter's own Video is emptied when a notebook is opened again untrusted.
+    if path.suffix == ".mp4":
+        tag = '<video controls loop playsinline style="max-width: 100%; width: 512px" src="data:video/mp4;base64,{}">'
+    else:
+        tag = f'<img style="max-width: 100%; width: 512px" src="data:image/{path.suffix[1:]};base64,{{}}">'
+    display(HTML(tag.format(source)))
+    print(path if small == path else f"{path} has {path.stat().st_size / 1e6:.0f} MB; what plays here is a small copy")
+
+
+def offer_download(path: str | Path) -> None:
+    """Offer a file to be saved where the browser is: in Colab at once, elsewhere by a button in the page."""
+    from IPython.display import HTML, display
+
+    path = Path(path)
+    if colab.in_colab():
+        colab.download(path)
+    elif path.stat().st_size <= DOWNLOADED:
+        kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+        source = base64.b64encode(path.read_bytes()).decode()
+        display(HTML(f'<a download="{escape(path.name)}" href="data:{kind};base64,{source}"><button class='
+                     f'"jupyter-button mod-primary">⬇ {escape(path.name)}</button></a>'))  # fmt: skip
+    else:
+        print(f"{path} has {path.stat().st_size / 1e6:.0f} MB, too much to pass through a page: it is there")

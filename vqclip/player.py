@@ -1,0 +1,199 @@
+"""Playing a run: a thread makes the steps, while whoever holds the player looks, steers, pauses and stops.
+
+    player = Player(Settings(prompts="desert | snow"), home)     # or Player(session=Session.latest(home)) to go on
+    player.play(); player.change(prompts="desert:10 | snow:90"); player.pause(); player.play(); player.stop()
+    player.state, player.frame, player.history, player.error
+
+The thread only makes steps; it touches no widget. Whatever is asked of the player acts between two steps.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .run import Frame, Run, check_steerable, generate
+from .session import Session, workspace
+from .settings import Settings
+
+TREND = 10  # steps: a trend is the mean of the last so many against that of as many before
+
+
+@dataclass
+class Meter:
+    """How similar the picture is to one prompt: cosines, newest last."""
+
+    best: float = -1.0
+    recent: deque[float] = field(default_factory=lambda: deque(maxlen=2 * TREND))
+
+    def add(self, cosine: float) -> None:
+        self.recent.append(cosine)
+        self.best = max(self.best, cosine)
+
+    @property
+    def now(self) -> float:
+        return self.recent[-1]
+
+    @property
+    def trend(self) -> float:
+        """How much it rose, on average, within the last steps; 0 as long as there are too few to tell."""
+        values = list(self.recent)
+        if len(values) < 4:
+            return 0.0
+        half = len(values) // 2
+        return sum(values[half:]) / (len(values) - half) - sum(values[:half]) / half
+
+
+@dataclass
+class History:
+    """What was measured on the way: the sum of losses at every step, and a `Meter` by prompt."""
+
+    losses: list[float] = field(default_factory=list)
+    meters: dict[str, Meter] = field(default_factory=dict)
+
+    def add(self, loss: float, similarity: dict[str, float]) -> None:
+        self.losses.append(loss)
+        for label, cosine in similarity.items():
+            self.meters.setdefault(label, Meter()).add(cosine)
+
+
+class Player:
+    """A run on a thread of its own.
+
+    Args:
+        settings: what to paint; nothing is loaded before `play`.
+        home: the workspace.
+        session: to go on with; then settings and home are its own.
+
+    Attributes:
+        state: "ready", "loading", "painting", "paused", "stopped" (by `stop`), "done" or "failed".
+        error: what ended it, if something did.
+        session, run: once loaded.
+        frame: the newest.
+        history: of the whole session.
+        speed: steps a second of late; None before two steps were made.
+    """
+
+    def __init__(self, settings: Settings | None = None, home: str | Path | None = None,
+                 session: Session | None = None):  # fmt: skip
+        self.session = session
+        self.settings = session.settings if session else settings or Settings()
+        self.home = session.path.parent.parent if session else workspace(home)
+        self.run: Run | None = None
+        self.state, self.error = "ready", None
+        self.frame: Frame | None = None
+        self.history = History()
+        self.speed: float | None = None
+        self._steps = self.settings.steps
+        self._wanted: dict[str, Any] = {}  # changes that the run has not been told yet
+        self._telling = threading.Lock()
+        self._going, self._halting = threading.Event(), threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread is there: loading, painting or paused."""
+        return self._thread is not None and self._thread.is_alive()
+
+    @property
+    def now(self) -> Settings:
+        """The settings with which the next step will be made."""
+        with self._telling:
+            return (self.run.now if self.run else self.settings).replace(**self._wanted, steps=self._steps)
+
+    @property
+    def steps(self) -> int:
+        """How many steps to take in all; may be raised at any time, also when all are made."""
+        return self._steps
+
+    @steps.setter
+    def steps(self, steps: int) -> None:
+        self._steps = self.settings.replace(steps=steps).steps
+        if self.run:
+            self.run.steps = self._steps
+
+    def play(self) -> None:
+        """Begin, or go on from a pause, a stop, an error or the end."""
+        if self.alive and self._halting.is_set():
+            self._thread.join()
+        self._halting.clear()
+        self._going.set()
+        if not self.alive:
+            self.error = None
+            self.state = "painting" if self.run else "loading"
+            self._thread = threading.Thread(target=self._work, name="vqclip player", daemon=True)
+            self._thread.start()
+
+    def pause(self) -> None:
+        """Rest after the step that is being made, until `play` or `stop`."""
+        self._going.clear()
+
+    def halt(self) -> None:
+        """End after the step that is being made; does not wait for it."""
+        self._halting.set()
+        self._going.set()
+
+    def stop(self) -> None:
+        """As `halt`, and wait until all is on disk."""
+        self.halt()
+        if self._thread:
+            self._thread.join()
+
+    def change(self, **changes: Any) -> None:
+        """Change settings of `run.STEERABLE` from the next step on; raises as `Run.change` and then changes nothing."""
+        with self._telling:
+            self._wanted |= check_steerable(self.settings, changes)
+
+    def _work(self) -> None:
+        try:
+            if self.run is None:
+                self._load()
+            with closing(self.session.record(self.run)) as frames:
+                while self._may_step():
+                    before = time.monotonic()
+                    frame = next(frames, None)
+                    if frame is None:
+                        break
+                    self._see(frame, time.monotonic() - before)
+            self.state = "stopped" if self._halting.is_set() else "done"
+        except BaseException as error:  # of whatever kind: its place is in the panel and in the cell, not in a thread
+            self.error, self.state = error, "failed"
+
+    def _load(self) -> None:
+        checkpoints = self.home / "checkpoints"
+        if self.session:
+            run = self.session.resume(root=checkpoints)
+            for line in self.session.losses()[: run.step]:
+                self.history.add(sum(line["losses"].values()), line["similarity"])
+        else:
+            with self._telling:  # what was changed before the start is how it starts
+                self.settings, self._wanted = self.settings.replace(**self._wanted), {}
+            run = generate(settings=self.settings, root=checkpoints)
+            self.session = Session.create(self.home, run)
+        run.steps = self._steps
+        self.run = run
+
+    def _may_step(self) -> bool:
+        """Wait while paused, hand over what was changed; False to end."""
+        if not self._going.is_set():
+            self.state = "paused"
+            self._going.wait()
+        if self._halting.is_set():
+            return False
+        self.state = "painting"
+        with self._telling:
+            if self._wanted:
+                self.run.change(**self._wanted)
+                self._wanted = {}
+        return True
+
+    def _see(self, frame: Frame, seconds: float) -> None:
+        self.history.add(float(sum(frame.losses.values())), frame.similarity)
+        pace = 1 / max(seconds, 1e-6)
+        self.speed = pace if self.speed is None else 1 / (0.9 / self.speed + 0.1 / pace)  # a mean over about ten steps
+        self.frame = frame
