@@ -132,7 +132,7 @@ class Run:
         Raises:
             OutOfMemory: it is one at a time already.
         """
-        judges = [judge for _, judge in self.judges()]
+        judges = [judge for _, judge in self._judges()]
         at_once = max((judge.at_once for judge in judges), default=1)
         if at_once == 1:
             width, height = self.settings.size
@@ -181,14 +181,13 @@ class Run:
 
     def _similarity(self) -> dict[str, float]:
         """Mean cosine to each prompt over the perceptors; empty where nothing judges by prompts."""
-        judges = [loss for _, loss in self.judges()]
+        judges = [loss for _, loss in self._judges()]
         if not judges:
             return {}
         values = torch.stack([loss.similarity for loss in judges]).mean(0).tolist()
         return dict(zip(judges[0].labels, values, strict=True))
 
-    def judges(self) -> list[tuple[str, PromptLoss]]:
-        """The losses that judge by prompts, each with its name."""
+    def _judges(self) -> list[tuple[str, PromptLoss]]:
         return [(name, loss) for name, (_, loss) in self.losses.items() if isinstance(loss, PromptLoss)]
 
     def state(self) -> dict[str, Any]:
@@ -199,8 +198,8 @@ class Run:
             "latent": self.latent.state(),
             "optimizer": copy.deepcopy(self.optimizer.state_dict()),
             "weights": {name: weight for name, (weight, _) in self.losses.items()},
-            "prompts": {name: judge.state() for name, judge in self.judges()},
-            "cutouts": {name: judge.cutouts.state() for name, judge in self.judges()},
+            "prompts": {name: judge.state() for name, judge in self._judges()},
+            "cutouts": {name: judge.cutouts.state() for name, judge in self._judges()},
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -213,7 +212,7 @@ class Run:
         self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))  # torch would keep the state's own tensors
         for name in state["weights"].keys() & self.losses.keys():
             self.losses[name] = state["weights"][name], self.losses[name][1]
-        for name, judge in self.judges():
+        for name, judge in self._judges():
             if name in state["prompts"]:
                 judge.restore(state["prompts"][name])
                 judge.cutouts.restore(state["cutouts"][name])
@@ -318,7 +317,7 @@ def pick_device(name: str) -> torch.device:
 
 def echo(run: Run) -> str:
     """What was understood, for people: each prompt's share, tokens used and cut off, the real size."""
-    judges = [loss for _, loss in run.judges()]
+    judges = [loss for _, loss in run._judges()]
     lines = [prompt_language.describe(judges[0].prompts)]
     for judge in judges:
         if hasattr(judge.perceptor, "tokens"):  # OpenAI's have; a perceptor need not
