@@ -75,7 +75,8 @@ class Preflight:
                          f"{self.seconds:.2g} s each")  # fmt: skip
         lines.append(f"video: {duration(self.video)} at {float(self.fps):g} frames a second")
         short = " and that is too little: make room first" if self.disk > self.disk_free else ""
-        lines.append(f"disk: {in_words(self.disk)} without the video; {in_words(self.disk_free)} are free{short}")
+        takes = in_words(self.disk) if self.disk >= 1_000_000 else "less than 1 MB"
+        lines.append(f"disk: {takes} without the video; {in_words(self.disk_free)} are free{short}")
         return lines
 
     def _of_memory(self) -> str:
