@@ -27,7 +27,9 @@ def test_what_is_said(run, tmp_path):
     assert lines[2] == "painted at 64x48, whole codes of 2, and cropped to 63x48"
     assert lines[3].startswith("memory: about ") and lines[3].endswith("; 1000.0 GB are free")
     assert lines[4] == "time: 10 s for 21 frames, 0.5 s each"
-    assert lines[5].startswith("video: 2.1 s at 10 frames") and lines[6].startswith("disk: ")
+    assert lines[5].startswith("video: 2.1 s at 10 frames")
+    assert lines[6].startswith("disk: less than 1 MB without the video; ")
+    assert "disk: 12 MB without" in replace(report, disk=12_345_678).lines()[-1]
     assert len(replace(report, seconds=None).lines()) == len(lines) - 1
 
 
@@ -63,7 +65,7 @@ def test_the_advice_fits_and_is_the_largest_that_does(run, tmp_path, share):
     assert needed(run, (width + 2, round((width + 2) * 48 / 64 / 2) * 2), 1).step > free
     assert f"size={width}x{height} chunk={chunk} fits" in report.lines()[3]
     other = vqclip.generate(settings=run.settings.replace(size=report.fit.size, chunk=chunk), prompts="a",
-                            vqgan=run.latent.vqgan, clip=run.judges()[0][1].perceptor)  # fmt: skip
+                            vqgan=run.latent.vqgan, clip=memory.judges(run)[0].perceptor)  # fmt: skip
     assert look(other, tmp_path, free=free).fits
 
 

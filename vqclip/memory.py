@@ -4,7 +4,7 @@ The need is counted, not guessed: the networks of a run go through one step on t
 shapes and no values, while autograd tells what it would keep for the way back. That takes a moment and no memory, and
 holds for every architecture. What autograd does not know of, gradients on their way and copies that kernels make, is
 an allowance, fitted to peaks that were measured on a CPU with a full-size pair (imagenet_f16_16384, ViT-B/32; 128x128
-and 256x256 with 32 cutouts, 256x256 and 384x384 with 8): what is said was 0 to 5 % above them. Graphics cards were not
+and 256x256 with 32 cutouts, 256x256 and 384x384 with 8): what is said was 0 to 8 % above them. Graphics cards were not
 measured; there, libraries take some hundred MB besides.
 """
 
@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from .cutouts import Cutouts
+from .losses import PromptLoss
 from .ops import clamp_with_grad
 
 if TYPE_CHECKING:
-    from .losses import PromptLoss
     from .run import Run
 
 PAINTER, JUDGES = 1.1, 1.4  # what each takes at its height, as a multiple of what autograd keeps of it
@@ -83,6 +83,11 @@ def _of_machine(info: Path = Path("/proc/meminfo"), group: Path = Path("/sys/fs/
         return None
 
 
+def judges(run: Run) -> list[PromptLoss]:
+    """The losses of a run that judge by prompts."""
+    return [loss for _, loss in run.losses.values() if isinstance(loss, PromptLoss)]
+
+
 def needed(run: Run, size: tuple[int, int] | None = None, chunk: int = 0) -> Need:
     """What a run takes at its height.
 
@@ -90,20 +95,20 @@ def needed(run: Run, size: tuple[int, int] | None = None, chunk: int = 0) -> Nee
         size: of the picture, as if it were another; None takes the run's own.
         chunk: cutouts judged at once, as if it were another number; 0 takes the run's own.
     """
-    painter, judges = run.latent.vqgan, [judge for _, judge in run.judges()]
+    painter, theirs = run.latent.vqgan, judges(run)
     hollow = on_meta(painter)
     w, h = painter.grid(*(size or run.settings.size))
     z = torch.empty(1, painter.codebook.shape[1], h, w, device="meta", requires_grad=True)
     image = torch.empty(1, 3, h * painter.f, w * painter.f, device="meta", requires_grad=True)
     whole, pieces = 0, [0]
-    for judge in judges:
+    for judge in theirs:
         n = min(chunk or judge.at_once, judge.cutouts.n)
         takes = _judged(judge, image, n)
         if n < judge.cutouts.n:
             pieces.append(takes)  # of which each is let go before the next
         else:
             whole += takes  # kept until the painter's turn
-    models = (painter, *(judge.perceptor for judge in judges))
+    models = (painter, *(judge.perceptor for judge in theirs))
     weights = sum(size_of(model) for model in models if isinstance(model, nn.Module))
     return Need(weights, kept(lambda: clamp_with_grad(hollow.decode(z)), hollow), whole + max(pieces))
 

@@ -75,7 +75,8 @@ class Preflight:
                          f"{self.seconds:.2g} s each")  # fmt: skip
         lines.append(f"video: {duration(self.video)} at {float(self.fps):g} frames a second")
         short = " and that is too little: make room first" if self.disk > self.disk_free else ""
-        lines.append(f"disk: {in_words(self.disk)} without the video; {in_words(self.disk_free)} are free{short}")
+        takes = in_words(self.disk) if self.disk >= 1_000_000 else "less than 1 MB"
+        lines.append(f"disk: {takes} without the video; {in_words(self.disk_free)} are free{short}")
         return lines
 
     def _of_memory(self) -> str:
@@ -118,7 +119,7 @@ def fitting(run: Run, free: int) -> Fit | None:
     """
     w, h = run.latent.vqgan.grid(*run.settings.size)
     f, long = run.latent.vqgan.f, max(w, h)
-    most = max((judge.at_once for _, judge in run.judges()), default=1)
+    most = max((judge.at_once for judge in memory.judges(run)), default=1)
 
     def size(codes: int) -> tuple[int, int]:  # of so many codes along the longer side
         if codes == long:
