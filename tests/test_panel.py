@@ -262,6 +262,8 @@ def test_bars_and_weights_may_be_typed(rows):
     rows.rows[1].text.value = "snow:1 | fog:-0.5"
     assert [(row.text.value, row.weight.value) for row in rows.rows] == [("desert", 50), ("snow", 1), ("fog", -0.5)]
     assert vqclip.parse(rows.sent[-1])[2].stop == -0.9
+    rows.rows[0].text.value = "a dune:0.5"
+    assert (rows.rows[0].text.value, rows.rows[0].weight.value) == ("a dune", 0.5)
     rows.rows[0].text.value = "a dune:700"
     assert rows.rows[0].text.value == "a dune" and rows.rows[0].weight.value == 700 <= rows.rows[0].weight.max
 

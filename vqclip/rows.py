@@ -102,9 +102,8 @@ class PromptRows:
             self.refused(error)
             return
         self.shares.value = prompt_language.describe(prompts)
-        if len(prompts) != sum(bool(row.text.value.strip()) for row in self.rows) or any(
-            abs(prompt.weight) > self.end for prompt in prompts
-        ):
+        filled = [(row.text.value, row.weight.value) for row in self.rows if row.text.value.strip()]
+        if filled != [(written(prompt.text), prompt.weight) for prompt in prompts]:
             self.show(text)  # bars or weights were typed into a row
 
 
