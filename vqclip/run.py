@@ -266,7 +266,7 @@ class Run:
 
 def _set_prompts(run: Run, prompts: str) -> None:
     shares = _shares(run.settings.replace(prompts=prompts))
-    for _, judge in run.judges():
+    for _, judge in run._judges():
         judge.set_prompts(*shares)
 
 
@@ -280,7 +280,7 @@ def _set_init_weight(run: Run, weight: float) -> None:
 
 
 def _set_cutouts(run: Run, n: int) -> None:
-    for _, judge in run.judges():
+    for _, judge in run._judges():
         judge.cutouts.n = n
 
 
@@ -423,7 +423,7 @@ class Reading:
 def readings(run: Run) -> list[Reading]:
     """What each judge makes of the prompts; only of those that read in tokens, which a perceptor need not."""
     found = []
-    for _, judge in run.judges():
+    for _, judge in run._judges():
         if hasattr(judge.perceptor, "tokens"):
             texts = {prompt.text: judge.perceptor.tokens(prompt.text) for prompt in judge.prompts[: judge.texts]}
             found.append(Reading(judge.perceptor.name, next((one.context for one in texts.values()), 77), texts))
