@@ -140,7 +140,7 @@ class Run:
         Raises:
             OutOfMemory: it is one at a time already.
         """
-        judges = [judge for _, judge in self._judges()]
+        judges = [judge for _, judge in self.judges()]
         at_once = max((judge.at_once for judge in judges), default=1)
         if at_once == 1:
             width, height = self.settings.size
@@ -217,13 +217,13 @@ class Run:
 
     def _similarity(self) -> dict[str, float]:
         """Mean cosine to each prompt over the perceptors; empty where nothing judges by prompts."""
-        judges = [loss for _, loss in self._judges()]
+        judges = [loss for _, loss in self.judges()]
         if not judges:
             return {}
         values = torch.stack([loss.similarity for loss in judges]).mean(0).tolist()
         return dict(zip(judges[0].labels, values, strict=True))
 
-    def _judges(self) -> list[tuple[str, PromptLoss]]:
+    def judges(self) -> list[tuple[str, PromptLoss]]:
         return [(name, loss) for name, (_, loss) in self.losses.items() if isinstance(loss, PromptLoss)]
 
     def state(self) -> dict[str, Any]:
@@ -235,8 +235,8 @@ class Run:
             "latent": self.latent.state(),
             "optimizer": copy.deepcopy(self.optimizer.state_dict()),
             "weights": {name: weight for name, (weight, _) in self.losses.items()},
-            "prompts": {name: judge.state() for name, judge in self._judges()},
-            "cutouts": {name: judge.cutouts.state() for name, judge in self._judges()},
+            "prompts": {name: judge.state() for name, judge in self.judges()},
+            "cutouts": {name: judge.cutouts.state() for name, judge in self.judges()},
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -251,7 +251,7 @@ class Run:
         self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))  # torch would keep the state's own tensors
         for name in state["weights"].keys() & self.losses.keys():
             self.losses[name] = state["weights"][name], self.losses[name][1]
-        for name, judge in self._judges():
+        for name, judge in self.judges():
             if name in state["prompts"]:
                 judge.restore(state["prompts"][name])
                 judge.cutouts.restore(state["cutouts"][name])
@@ -266,7 +266,7 @@ class Run:
 
 def _set_prompts(run: Run, prompts: str) -> None:
     shares = _shares(run.settings.replace(prompts=prompts))
-    for _, judge in run._judges():
+    for _, judge in run.judges():
         judge.set_prompts(*shares)
 
 
@@ -280,7 +280,7 @@ def _set_init_weight(run: Run, weight: float) -> None:
 
 
 def _set_cutouts(run: Run, n: int) -> None:
-    for _, judge in run._judges():
+    for _, judge in run.judges():
         judge.cutouts.n = n
 
 
@@ -398,7 +398,7 @@ def pick_device(name: str) -> torch.device:
 
 def echo(run: Run) -> str:
     """What was understood, for people: each prompt's share, tokens used and cut off, the real size."""
-    judges = [loss for _, loss in run._judges()]
+    judges = [loss for _, loss in run.judges()]
     lines = [prompt_language.describe(judges[0].prompts)]
     for read in readings(run):
         parts = [f"{text[:40]} {len(tokens.ids)}" + (f" (cut off: {tokens.cut[:60]} ...)" if tokens.cut else "")
@@ -423,7 +423,7 @@ class Reading:
 def readings(run: Run) -> list[Reading]:
     """What each judge makes of the prompts; only of those that read in tokens, which a perceptor need not."""
     found = []
-    for _, judge in run._judges():
+    for _, judge in run.judges():
         if hasattr(judge.perceptor, "tokens"):
             texts = {prompt.text: judge.perceptor.tokens(prompt.text) for prompt in judge.prompts[: judge.texts]}
             found.append(Reading(judge.perceptor.name, next((one.context for one in texts.values()), 77), texts))
