@@ -224,6 +224,7 @@ class Run:
         return dict(zip(judges[0].labels, values, strict=True))
 
     def judges(self) -> list[tuple[str, PromptLoss]]:
+        """The losses that hear prompts, by name."""
         return [(name, loss) for name, (_, loss) in self.losses.items() if isinstance(loss, PromptLoss)]
 
     def state(self) -> dict[str, Any]:
