@@ -23,6 +23,8 @@ from .codes import assign, project
 from .data import floats
 from .scenes import scene
 
+SCALES = (1, 2, 4)  # glimpse pixels: gradients are compared averaged over squares of these sides
+
 
 class Vocabulary:
     """The few BPE tokens that captions are made of.
@@ -174,7 +176,8 @@ class JudgesTraining(pl.LightningModule):
         """1 - the cosine between where the likeness rises and where the whole picture is.
 
         Half of it for each picture by itself, half over the batch as one vector, so that gradients also are as long as
-        there is far to go. At half the resolution: the painter's codes cannot follow finer.
+        there is far to go. At full resolution too, where most of a gradient's noise is, and coarser, where codes
+        can follow.
         """
         self.clip.eval()  # BatchNorm as the loop will see it
         spoilt = spoilt.detach().requires_grad_(True)
@@ -182,9 +185,14 @@ class JudgesTraining(pl.LightningModule):
             likeness = (self.see(spoilt) * read).sum()
             (uphill,) = torch.autograd.grad(likeness, spoilt, create_graph=True)
         self.clip.train()
-        uphill, ahead = (F.avg_pool2d(x.float(), 2).flatten(1) for x in (uphill, whole - spoilt.detach()))
-        each = F.cosine_similarity(uphill, ahead, dim=1).mean()
-        return 1 - 0.5 * (each + F.cosine_similarity(uphill.flatten(), ahead.flatten(), dim=0))
+        cosines = []
+        for pixels in SCALES:
+            up, ahead = (F.avg_pool2d(x.float(), pixels).flatten(1) for x in (uphill, whole - spoilt.detach()))
+            cosines += [
+                F.cosine_similarity(up, ahead, dim=1).mean(),
+                F.cosine_similarity(up.flatten(), ahead.flatten(), 0),
+            ]
+        return 1 - torch.stack(cosines).mean()
 
     def configure_optimizers(self):
         optimizer = torch.optim.AdamW(self.clip.parameters(), self.hparams.lr, (0.9, 0.98),
