@@ -144,13 +144,11 @@ def test_tensors_that_do_not_fit_are_named(painted, change, words):
 
 
 def test_a_file_cut_short_where_nobody_reads_is_refused(painted):
-    for first in (True, False):  # whichever of the two a writer puts last
-        extra = {"optimizer_states": [{"exp_avg": torch.zeros(4)}]}
-        weights = {"state_dict": ORIGINAL.state_dict()}
-        torch.save({**extra, **weights} if first else {**weights, **extra}, painted,
-                   _use_new_zipfile_serialization=False)  # fmt: skip
-        painted.write_bytes(painted.read_bytes()[:-1])
-        assert "cut short" in refused(vqclip.load_vqgan, painted)
+    unread = [torch.zeros(4) for _ in range(1000)]  # the writer orders by address: most likely one of these is last
+    torch.save({"optimizer_states": unread, "state_dict": ORIGINAL.state_dict()}, painted,
+               _use_new_zipfile_serialization=False)  # fmt: skip
+    painted.write_bytes(painted.read_bytes()[:-1])
+    assert "cut short" in refused(vqclip.load_vqgan, painted)
 
 
 @pytest.mark.parametrize("kind", ["zip", "before zip", "safetensors", "torchscript"])

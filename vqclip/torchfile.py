@@ -202,7 +202,7 @@ def _read_legacy(path: Path) -> tuple[dict[str, Stored], dict[str, tuple[int, in
         for key in map(str, Unpickler(file).load()):
             length = int.from_bytes(file.read(8), "little")
             places[key] = file.tell(), length * unpickler.itemsizes[key]
-            if sum(places[key]) > path.stat().st_size:  # also of a storage that nobody asks for, such as the optimiser's
+            if sum(places[key]) > path.stat().st_size:  # also where nobody reads, as the optimiser's
                 raise TorchFileError(DAMAGED)
             file.seek(places[key][1], 1)
     return named, places
