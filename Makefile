@@ -2,6 +2,8 @@
 # make test    installs what it needs, checks style, runs the tests
 # make test-all   also the slow ones
 # make quality  paints what prompts.yaml asks for and prints what a judge reads; make judge trains that one first
+# make bench    measures how fast it is beside a plain loop; ROWS="step-256 video" only these, QUICK=1 tries it out
+# make profile  says where a step's time goes
 # PYTHON=python3.12 make ...   takes another Python (3.10 to 3.13)
 
 PYTHON ?= python3
@@ -9,7 +11,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --use-pep517 --constraint constraints.txt
 
-.PHONY: demo test test-all train judge quality lint clean
+.PHONY: demo test test-all train judge quality bench profile lint clean
 
 demo: $(VENV)/installed
 	$(BIN)/vqclip generate "desert:50 | snow:25" --workspace workspace
@@ -32,6 +34,12 @@ judge: $(VENV)/installed
 
 quality: $(VENV)/installed
 	$(BIN)/python -m training.quality
+
+bench: $(VENV)/installed
+	$(BIN)/python -m benchmarks.bench $(ROWS) $(if $(QUICK),--quick)
+
+profile: $(VENV)/installed
+	$(BIN)/python -m benchmarks.bench --profile $(if $(QUICK),--quick)
 
 $(VENV)/installed: requirements.txt constraints.txt setup.py
 	$(PYTHON) -c "import sys; assert (3, 10) <= sys.version_info < (3, 14), 'vqclip needs Python 3.10 to 3.13'"
