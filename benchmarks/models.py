@@ -44,15 +44,16 @@ class Models:
 
     def painter(self, precision: str = "float32") -> vqclip.VQGAN:
         """The painter as vqclip has it."""
+        wanted = dtypes(precision, able(self.device)).painter
         if self.kind == "embedded":
-            return vqclip.load_vqgan("embedded", self.device)
+            return vqclip.load_vqgan("embedded", self.device, precision=wanted)
         config = find("imagenet_f16_16384").config if self.kind == "full" else SMALL_PAINTER
         with torch.random.fork_rng():
             torch.manual_seed(0)
             painter = vqclip.VQGAN(**config)
             nn.init.normal_(painter.codebook)
         painter.name = f"{self.kind} painter"
-        return painter.to(self.device).eval().requires_grad_(False)
+        return painter.to(self.device).eval().requires_grad_(False).paint_in(wanted)
 
     def judge(self, precision: str = "float32") -> CLIP:
         """The judge as vqclip has it."""

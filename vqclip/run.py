@@ -249,7 +249,9 @@ def generate(prompts: str | Sequence | None = None, vqgan: VQGAN | str | Path | 
     settings = (settings or Settings()).replace(**changes)
     device = pick_device(settings.device)
     precision = dtypes(settings.precision, able(device))
-    painter = vqgan if isinstance(vqgan, VQGAN) else load_vqgan(vqgan or settings.vqgan, device, root)
+    painter = vqgan or settings.vqgan
+    if not isinstance(painter, VQGAN):
+        painter = load_vqgan(painter, device, root, precision.painter)
     wanted = clip or settings.clip
     wanted = wanted.split(" + ") if isinstance(wanted, str) else wanted
     judges = [
