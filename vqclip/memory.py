@@ -120,8 +120,8 @@ def _judged(judge: PromptLoss, image: Tensor, n: int) -> int:
     cutouts = Cutouts(theirs.size, n, theirs.power, theirs.how, theirs.pooled)  # with draws of its own
     if not isinstance(model, nn.Module):
         return kept(lambda: cutouts(image))  # nobody can tell what somebody's own perceptor does
-    hollow = on_meta(model)
-    takes = kept(lambda: hollow.encode_image(cutouts(image)), hollow)  # in float32, as there is no autocast on meta
+    hollow = on_meta(model).float()  # as there is no autocast on meta
+    takes = kept(lambda: hollow.encode_image(cutouts(image)), hollow)
     return takes if getattr(model, "precision", torch.float32) == torch.float32 else round(takes * SIXTEEN)
 
 

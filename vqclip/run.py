@@ -171,10 +171,12 @@ class Run:
         return frame
 
     def _check(self, losses: dict[str, Tensor]) -> None:
-        for name, value in (*losses.items(), ("gradient", self.latent.z.grad.sum())):
-            if not torch.isfinite(value):
+        values = {**losses, "gradient": self.latent.z.grad.sum()}
+        told = torch.stack(list(values.values())).tolist()  # at once: each question to a graphics card waits for it
+        for name, value in zip(values, told, strict=True):
+            if not math.isfinite(value):
                 raise NotFinite(
-                    f"at step {self.step} the {name} became {value.item()}, so this step was not taken; what was made "
+                    f"at step {self.step} the {name} became {value}, so this step was not taken; what was made "
                     f"until here is kept. A smaller lr (now {self.optimizer.param_groups[0]['lr']:g}) or "
                     "precision=float32 usually helps"
                 )
