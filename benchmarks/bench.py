@@ -28,7 +28,7 @@ from .profile import profile
 from .rows import ROWS, Bench, Figure, Row
 
 RESULTS = Path(__file__).parent / "results"
-HEAD = ("row", "work", "against", "value", "spread", "goal", "met", "before")
+HEAD = ("row", "work", "against", "value", "spread", "goal", "met", "processor time", "before")
 
 
 def entry(figure: Figure, device: torch.device, quick: bool) -> dict[str, Any]:
@@ -39,11 +39,16 @@ def entry(figure: Figure, device: torch.device, quick: bool) -> dict[str, Any]:
 
 
 def line(name: str, row: Row, now: dict[str, Any], before: dict[str, Any] | None = None) -> tuple[str, ...]:
-    """A line of the table; `before` counts only if it comes from the same kind of machine."""
+    """A line of the table; `before` counts only if it comes from the same kind of machine.
+
+    Beside a ratio by the clock stands that of processor time, which others on the machine disturb less.
+    """
     met = {None: "", True: "yes", False: "no"}[row.met(now["value"])]
+    work = now["raw"].get("ratio_of_work")
     same = before is not None and before["machine"]["device"] == now["machine"]["device"]
     return (name, row.work, row.against, f"{now['value']:.3g}{row.unit}", f"{now['low']:.3g} to {now['high']:.3g}",
-            row.wanted(), met, f"{before['value']:.3g}{row.unit}" if same else "")  # fmt: skip
+            row.wanted(), met, f"{work:.3g}x" if work else "",
+            f"{before['value']:.3g}{row.unit}" if same else "")  # fmt: skip
 
 
 def table(lines: list[tuple[str, ...]]) -> str:
