@@ -4,6 +4,8 @@
 # make quality  paints what prompts.yaml asks for and prints what a judge reads; make judge trains that one first
 # make test-browser   the studio in JupyterLab and Voila, in chromium (apt-get install chromium)
 # make test-colab     the studio's messages on the kernel that Colab has; PYTHON=python3.13 as there
+# make bench    measures how fast it is beside a plain loop; ROWS="step-256 video" only these, QUICK=1 tries it out
+# make profile  says where a step's time goes
 # PYTHON=python3.12 make ...   takes another Python (3.10 to 3.13)
 
 PYTHON ?= python3
@@ -11,7 +13,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --use-pep517 --constraint constraints.txt
 
-.PHONY: demo test test-all test-browser test-colab train judge quality lint clean
+.PHONY: demo test test-all test-browser test-colab train judge quality bench profile lint clean
 
 demo: $(VENV)/installed
 	$(BIN)/vqclip generate "desert:50 | snow:25" --workspace workspace
@@ -40,6 +42,12 @@ judge: $(VENV)/installed
 
 quality: $(VENV)/installed
 	$(BIN)/python -m training.quality
+
+bench: $(VENV)/installed
+	$(BIN)/python -m benchmarks.bench $(ROWS) $(if $(QUICK),--quick)
+
+profile: $(VENV)/installed
+	$(BIN)/python -m benchmarks.bench --profile $(if $(QUICK),--quick)
 
 $(VENV)/installed: requirements.txt constraints.txt setup.py
 	$(PYTHON) -c "import sys; assert (3, 10) <= sys.version_info < (3, 14), 'vqclip needs Python 3.10 to 3.13'"

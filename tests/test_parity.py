@@ -8,12 +8,12 @@ import math
 from dataclasses import dataclass
 
 import pytest
-import reference as ref
 import tiny
 import torch
 import torch.nn.functional as F
 
 import vqclip
+from benchmarks import reference as ref
 from vqclip.cutouts import Cutouts, Draw
 from vqclip.losses import LOSSES, PromptLoss
 from vqclip.prompts import Prompt

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 import vqclip
 from vqclip.catalogue import CheckpointError
-from vqclip.perceptor import build_clip, tokenizer
+from vqclip.perceptor import CLIP, build_clip, tokenizer
 
 
 def pictures(n, size, seed=0):
@@ -72,9 +72,22 @@ def test_the_clip_package_itself_is_not_imported(clip):
 
 
 @pytest.mark.parametrize("name", ["vit", "rn"])
+def test_weights_cast_once_give_what_autocast_gives(files, name):
+    """Bit for bit: embeddings of pictures and words, and the gradient; while the tower of words stays float32."""
+    once = vqclip.load_clip(name, precision=torch.bfloat16, root=files)
+    always = CLIP(vqclip.load_clip(name, root=files).network, name, precision=torch.bfloat16)
+    assert {p.dtype for p in once.network.visual.parameters()} == {torch.float32, torch.bfloat16}
+    assert {p.dtype for p in once.network.transformer.parameters()} == {torch.float32}
+    cuts = pictures(6, once.size).requires_grad_()
+    rows = [clip.encode_image(cuts) for clip in (once, always)]
+    gradients = [torch.autograd.grad(row[:, :4].sum(), cuts)[0] for row in rows]
+    assert torch.equal(*rows) and torch.equal(*gradients)
+    assert torch.equal(once.encode_text(["snow"]), always.encode_text(["snow"]))
+
+
+@pytest.mark.parametrize("name", ["vit", "rn"])
 def test_bfloat16_is_close_and_comes_out_in_float32(files, name):
     full, half = (vqclip.load_clip(name, precision=dtype, root=files) for dtype in (torch.float32, torch.bfloat16))
-    assert {p.dtype for p in half.parameters()} == {torch.float32}
     cuts = pictures(6, full.size).requires_grad_()
     gradients = []
     for clip in (full, half):

@@ -1,30 +1,41 @@
-"""Precision is chosen by what a device can do; the painter is float32 on all of them."""
+"""Precision is chosen by what a device can do; float32 is what it always was, bfloat16 hardly another picture."""
 
 import pytest
 import quick
 import torch
 
 import vqclip
+from vqclip import decoder
 from vqclip.precision import Able, able, dtypes
 from vqclip.settings import SettingsError
 
 CPU = Able("cpu", "the processor", bfloat16=True, float16=False)
-T4 = Able("cuda", "Tesla T4", bfloat16=False, float16=True)
-A100 = Able("cuda", "NVIDIA A100", bfloat16=True, float16=True)
+NEW_CPU = Able("cpu", "the processor", bfloat16=True, float16=False, fast="bfloat16")
+T4 = Able("cuda", "Tesla T4", bfloat16=False, float16=True, fast="float16")
+A100 = Able("cuda", "NVIDIA A100", bfloat16=True, float16=True, fast="bfloat16")
 MAC = Able("mps", "this Mac's graphics", bfloat16=True, float16=True)
 OLD_MAC = Able("mps", "this Mac's graphics", bfloat16=False, float16=True)
 full, brain, half = torch.float32, torch.bfloat16, torch.float16
 
 
 @pytest.mark.parametrize(
-    "device, wanted, judge",
-    [(CPU, "auto", full), (T4, "auto", half), (A100, "auto", brain), (MAC, "auto", full), (OLD_MAC, "auto", full),
-     (CPU, "bfloat16", brain), (T4, "float16", half), (T4, "float32", full), (A100, "float16", half),
-     (MAC, "float16", half), (MAC, "bfloat16", brain), (A100, "float32", full)],
+    "device, wanted, painter, judge",
+    [(CPU, "auto", full, full), (NEW_CPU, "auto", brain, brain), (T4, "auto", full, half),
+     (A100, "auto", brain, brain), (MAC, "auto", full, full), (OLD_MAC, "auto", full, full),
+     (CPU, "bfloat16", brain, brain), (NEW_CPU, "float32", full, full), (T4, "float16", full, half),
+     (T4, "float32", full, full), (A100, "float16", full, half), (MAC, "float16", full, half),
+     (MAC, "bfloat16", brain, brain), (A100, "float32", full, full)],
 )  # fmt: skip
-def test_what_each_device_computes_in(device, wanted, judge):
+def test_what_each_device_computes_in(device, wanted, painter, judge):
     chosen = dtypes(wanted, device)
-    assert (chosen.painter, chosen.judge) == (full, judge)
+    assert (chosen.painter, chosen.judge) == (painter, judge)
+
+
+@pytest.mark.parametrize("avx, amx, device", [(False, False, CPU), (True, False, NEW_CPU), (False, True, NEW_CPU)])
+def test_bfloat16_pays_where_a_processor_has_it(avx, amx, device, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
+    assert able(torch.device("cpu")) == device
 
 
 @pytest.mark.parametrize("device, wanted", [(T4, "bfloat16"), (OLD_MAC, "bfloat16"), (CPU, "float16")])
@@ -41,18 +52,53 @@ def test_emulation_does_not_count(monkeypatch):
     assert able(torch.device("cuda")) == T4
 
 
-def test_the_processor_is_what_it_was(files):
-    """auto on a CPU is float32, bit for bit; bfloat16 changes what the judge says, not what the painter does."""
-    assert able(torch.device("cpu")) == CPU
-
+def test_bfloat16_is_nearly_the_same_step_and_float32_the_same_bit_for_bit(files):
     def paint(precision):
-        return next(vqclip.generate("desert", quick.painter(), "vit", root=files, size=16, cutouts=2, device="cpu",
+        return next(vqclip.generate("desert", "vqgan", "vit", root=files, size=16, cutouts=2, device="cpu",
                                     precision=precision))  # fmt: skip
 
-    auto, single, brain = (paint(precision) for precision in ("auto", "float32", "bfloat16"))
-    assert auto.losses["vit"] == single.losses["vit"] != brain.losses["vit"]
-    assert abs(single.losses["vit"] - brain.losses["vit"]) < 0.02
-    assert torch.equal(single.image, brain.image)
+    single, brain_ = paint("float32"), paint("bfloat16")
+    plain = vqclip.load_vqgan("vqgan", root=files)
+    z_q = plain.embed(single.codes[None])
+    theirs = ((plain.decoder(plain.post_quant_conv(z_q)) + 1) / 2).clamp(0, 1)[0]  # taming's own forward
+    assert torch.equal(single.image, theirs)
+    assert torch.equal(single.codes, brain_.codes)
+    assert brain_.image.dtype == brain_.losses["vit"].dtype == full
+    assert 0 < (single.image - brain_.image).abs().mean() < 0.01
+    assert 0 < abs(single.losses["vit"] - brain_.losses["vit"]) < 0.02
+
+
+def test_what_is_given_keeps_its_own_precision(files):
+    painter = vqclip.load_vqgan("vqgan", root=files)
+    run = vqclip.generate("desert", painter, "vit", root=files, size=16, cutouts=2, device="cpu", precision="bfloat16")
+    assert run.latent.vqgan.precision == full and next(run.latent.vqgan.decoder.parameters()).dtype == full
+
+
+@pytest.mark.parametrize("name", ["vqgan", "embedded"])
+def test_the_lean_decoder_is_tamings(name, files):
+    """In float32 it has the same picture and the same gradient; in bfloat16 its gradient points the same way."""
+    plain, short = (vqclip.load_vqgan(name, root=files, precision=dtype) for dtype in (full, brain))
+    codes = torch.randint(len(plain.codebook), (2, 6, 8), generator=torch.Generator().manual_seed(0))
+    z = [plain.embed(codes).requires_grad_() for _ in range(3)]
+    pictures = [plain.decode(z[0]), (decoder.decode(plain.decoder, plain.post_quant_conv(z[1])) + 1) / 2,
+                short.decode(z[2])]  # fmt: skip
+    cotangent = quick.seeded(*pictures[0].shape)
+    gradients = [torch.autograd.grad(picture, leaf, cotangent)[0] for picture, leaf in zip(pictures, z, strict=True)]
+    for ours, theirs in ((pictures[1], pictures[0]), (gradients[1], gradients[0])):
+        assert (ours - theirs).norm() / theirs.norm() < 1e-5
+    assert pictures[2].dtype == gradients[2].dtype == full
+    assert torch.cosine_similarity(gradients[2].flatten(), gradients[0].flatten(), dim=0) > 0.99
+    assert (pictures[2] - pictures[0]).norm() / pictures[0].norm() < 0.01
+
+
+def test_a_step_of_the_embedded_pair_goes_the_same_way_in_bfloat16():
+    """The whole gradient, through cutouts and judge: what the loop follows."""
+    gradients = []
+    for precision in ("float32", "bfloat16"):
+        run = vqclip.generate("desert:50 | snow:25", precision=precision, size=64, cutouts=16, device="cpu")
+        next(run)
+        gradients.append(run.latent.z.grad.flatten())
+    assert torch.cosine_similarity(*gradients, dim=0) > 0.99
 
 
 def gradient(clip, share):

@@ -3,11 +3,12 @@
 import math
 
 import pytest
-import reference as ref
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from benchmarks import reference as ref
 
 
 def seeded(*shape, seed=0):

@@ -202,7 +202,21 @@ def build_clip(weights: dict[str, Tensor], name: str, precision: torch.dtype = t
     network.load_state_dict(weights, assign=True)
     for block in network.transformer.resblocks:
         block.attn_mask = network.build_attention_mask()  # in no state dict, so without values until now
+    _cast_once(network.visual, precision)
     return CLIP(network.requires_grad_(False), name, vocabulary, precision).eval()
+
+
+def _cast_once(tower: nn.Module, precision: torch.dtype) -> None:
+    """Bring an image tower's products to what they compute in, once, where autocast would at every call.
+
+    Norms stay, and the first convolution, whose format OpenAI's network takes for that of both towers.
+    """
+    for part in tower.modules():
+        if part is not tower.conv1 and isinstance(part, (nn.Conv2d, nn.Linear, nn.MultiheadAttention)):
+            for weights in part.parameters():  # an attention's own projections and, again, those of its parts
+                weights.data = weights.data.to(precision)
+    if isinstance(getattr(tower, "proj", None), nn.Parameter):
+        tower.proj.data = tower.proj.data.to(precision)
 
 
 def _full(weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -207,10 +207,12 @@ class Run:
         return frame
 
     def _check(self, losses: dict[str, Tensor]) -> None:
-        for name, value in (*losses.items(), ("gradient", self.latent.z.grad.sum())):
-            if not torch.isfinite(value):
+        values = {**losses, "gradient": self.latent.z.grad.sum()}
+        told = torch.stack(list(values.values())).tolist()  # at once: each question to a graphics card waits for it
+        for name, value in zip(values, told, strict=True):
+            if not math.isfinite(value):
                 raise NotFinite(
-                    f"at step {self.step} the {name} became {value.item()}, so this step was not taken; what was made "
+                    f"at step {self.step} the {name} became {value}, so this step was not taken; what was made "
                     f"until here is kept. A smaller lr (now {self.optimizer.param_groups[0]['lr']:g}) or "
                     "precision=float32 usually helps"
                 )
@@ -326,7 +328,9 @@ def generate(prompts: str | Sequence | None = None, vqgan: VQGAN | str | Path | 
     settings = (settings or Settings()).replace(**changes)
     device = pick_device(settings.device)
     precision = dtypes(settings.precision, able(device))
-    painter = vqgan if isinstance(vqgan, VQGAN) else load_vqgan(vqgan or settings.vqgan, device, root)
+    painter = vqgan or settings.vqgan
+    if not isinstance(painter, VQGAN):
+        painter = load_vqgan(painter, device, root, precision.painter)
     wanted = clip or settings.clip
     wanted = wanted.split(" + ") if isinstance(wanted, str) else wanted
     judges = [

@@ -38,6 +38,7 @@ from .checkpoints import sha256
 from .codelog import CodeLog, CodesError
 from .files import atomic
 from .images import ImageError, load_image, save_png
+from .precision import able, dtypes
 from .run import Frame, Run, crop_to, generate, pick_device
 from .settings import Settings
 from .vqgan import VQGAN, load_vqgan
@@ -235,7 +236,9 @@ class Session:
 
     def decoder(self) -> VQGAN:
         """The painter of this session, to make pictures of its codes."""
-        return load_vqgan(self.settings.vqgan, pick_device(self.settings.device), self.checkpoints_folder)
+        device = pick_device(self.settings.device)
+        return load_vqgan(self.settings.vqgan, device, self.checkpoints_folder,
+                          dtypes(self.settings.precision, able(device)).painter)  # fmt: skip
 
     def losses(self) -> list[dict[str, Any]]:
         """One dict a step: step, losses by name, similarity by prompt; without lines that are damaged."""

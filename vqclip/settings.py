@@ -61,7 +61,7 @@ class Settings:
     noise: float = _setting(-1.0, "noise added to glimpses; -1 takes what `augment` has", -1, 10)
     chunk: int = _setting(0, "glimpses judged at once: fewer need less memory; 0 means all", 0, 4096)
     ema: float = _setting(0.0, "show an average over steps with this memory; 0 shows each step", 0, 0.9999)
-    precision: str = _setting("auto", "what the judge computes in; `auto`: what is fast and safe on the device",
+    precision: str = _setting("auto", "what painter and judge compute in; `auto`: what is fast and safe on the device",
                               choices=("auto", "float32", "bfloat16", "float16"))  # fmt: skip
     device: str = _setting("auto", "where to compute: auto, cpu, cuda, mps")
 

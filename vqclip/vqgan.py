@@ -14,7 +14,7 @@ import torch
 from taming.modules.diffusionmodules.model import Decoder, Encoder
 from torch import Tensor, nn
 
-from . import checkpoints
+from . import checkpoints, decoder
 from .ops import embed_codes, nearest_codes
 
 FIRST_STAGE = "first_stage_model."  # what a Net2NetTransformer calls its VQGAN
@@ -46,6 +46,7 @@ class VQGAN(nn.Module):
         else:
             self.quantize.embedding = nn.Embedding(n_embed, embed_dim)
         self.f = 2 ** (len(ddconfig["ch_mult"]) - 1)
+        self.precision = torch.float32
         self.name, self.sha256 = "vqgan", None
 
     @property
@@ -79,18 +80,34 @@ class VQGAN(nn.Module):
         return embed_codes(codes, self.codebook)
 
     def decode(self, z_q: Tensor) -> Tensor:
-        """Latent (B, C, h, w) -> image (B, 3, H, W), nominally in [0, 1] but not clamped."""
-        return (self.decoder(self.post_quant_conv(z_q)) + 1) / 2
+        """Latent (B, C, h, w) -> image (B, 3, H, W), nominally in [0, 1] but not clamped; in the latent's format."""
+        if self.precision == torch.float32:
+            return (self.decoder(self.post_quant_conv(z_q)) + 1) / 2
+        h = self.post_quant_conv(z_q.to(self.precision))
+        return (decoder.decode(self.decoder, h).to(z_q.dtype) + 1) / 2
+
+    def paint_in(self, precision: torch.dtype) -> VQGAN:
+        """Have `decode` compute in float32 or bfloat16; returns itself. Codes, latents, encoder and picture stay.
+
+        The decoder's weights are cast once and for all, so that the way back to float32 is to load them again. With
+        bfloat16 no gradient goes to the weights of norms.
+        """
+        self.precision = precision
+        self.decoder.to(precision)
+        self.post_quant_conv.to(precision)
+        return self
 
 
-def load_vqgan(source: str | Path = "embedded", device: str | torch.device = "cpu", root: str | Path = ".") -> VQGAN:
-    """Load a VQGAN for painting: frozen, float32, in eval mode.
+def load_vqgan(source: str | Path = "embedded", device: str | torch.device = "cpu", root: str | Path = ".",
+               precision: torch.dtype = torch.float32) -> VQGAN:  # fmt: skip
+    """Load a VQGAN for painting: frozen, in eval mode.
 
     Args:
         source: "embedded"; the path of a checkpoint (.safetensors or .ckpt, with its .yaml beside it); the name of one
             in `root`; or a name of the catalogue, such as "imagenet_f16_16384", which is fetched if it is not there.
         device: where it shall live.
         root: the folder in which checkpoints are looked for by name, and into which they are fetched.
+        precision: what pictures are decoded in; see `precision.dtypes` and `VQGAN.paint_in`.
     Raises:
         CheckpointError: the files are not there and cannot be fetched, or do not hold this kind of model.
     """
@@ -99,7 +116,7 @@ def load_vqgan(source: str | Path = "embedded", device: str | torch.device = "cp
     vqgan = _blank(config, path)
     checkpoints.load_strictly(vqgan, {key: value.float() for key, value in weights.items()}, path)
     vqgan.name, vqgan.sha256 = str(source), checkpoints.sha256(path)
-    return vqgan.to(device).eval().requires_grad_(False)
+    return vqgan.to(device).eval().requires_grad_(False).paint_in(precision)
 
 
 def read_vqgan(path: Path, config: dict | None = None) -> tuple[dict, dict[str, Tensor]]:

@@ -1,0 +1,102 @@
+"""How two ways are compared: in turns, in one process, by the median over pairs; memory in processes of their own.
+
+Absolute seconds of a busy machine mean little. What two ways take one right after the other has a ratio that holds.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).parent.parent
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """What two ways took, turn by turn: seconds on the clock, and of processor time, which a busy machine spares."""
+
+    theirs: list[float]
+    ours: list[float]
+    their_work: list[float]
+    our_work: list[float]
+
+    def ratios(self, work: bool = False) -> list[float]:
+        """How many times longer theirs took, pair by pair; by processor time if `work`."""
+        theirs, ours = (self.their_work, self.our_work) if work else (self.theirs, self.ours)
+        return [a / max(b, 1e-9) for a, b in zip(theirs, ours, strict=True)]
+
+
+def in_turns(theirs: Callable[[], Any], ours: Callable[[], Any], pairs: int, device: torch.device) -> Pairs:
+    """Time two functions in turns, after one call of each that does not count; who goes first alternates."""
+    took: dict[Any, list[tuple[float, float]]] = {theirs: [], ours: []}
+    for turn in range(-1, pairs):
+        for function in (theirs, ours) if turn % 2 == 0 else (ours, theirs):
+            seconds = timed(function, device)
+            if turn >= 0:
+                took[function].append(seconds)
+    return Pairs(*([pair[i] for pair in took[function]] for i in (0, 1) for function in (theirs, ours)))
+
+
+def timed(function: Callable[[], Any], device: torch.device) -> tuple[float, float]:
+    """Seconds that a call takes until the device is done: on the clock, and of processor time."""
+    settle(device)
+    work, start = time.process_time(), time.perf_counter()
+    function()
+    settle(device)
+    return time.perf_counter() - start, time.process_time() - work
+
+
+def settle(device: torch.device) -> None:
+    """Wait until a device has done all it was told to."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def elapsed(*arguments: str, **environment: str) -> float:
+    """Seconds on the clock of a Python of its own: `elapsed("-m", "vqclip", "settings")`."""
+    start = time.perf_counter()
+    subprocess.run([sys.executable, *arguments], cwd=ROOT, check=True, stdout=subprocess.DEVNULL,
+                   env={**os.environ, **environment})  # fmt: skip
+    return time.perf_counter() - start
+
+
+def peak(*arguments: str) -> int:
+    """The bytes that `python -m benchmarks.peak ...` says it took at its height."""
+    command = [sys.executable, "-m", "benchmarks.peak", *arguments]
+    return int(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
+def spread(values: list[float]) -> tuple[float, float, float]:
+    """The median, the smallest, the largest."""
+    return median(values), min(values), max(values)
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What figures belong to: the device's name, versions, threads, and how busy the machine was."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    return {"device": name, "kind": device.type, "cores": os.cpu_count(), "threads": torch.get_num_threads(),
+            "load": busy, "system": platform.system(), "python": platform.python_version(),
+            "torch": torch.__version__}  # fmt: skip
+
+
+def _processor() -> str:
+    """The processor's name and the sixteen-bit arithmetic it has, as far as Linux tells."""
+    try:
+        told = dict(line.split("\t:", 1) if "\t:" in line else line.partition(":")[::2]
+                    for line in Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines())  # fmt: skip
+        told = {key.strip(): value.strip() for key, value in told.items()}
+        known = [flag for flag in ("avx512_bf16", "amx_bf16") if flag in told.get("flags", "").split()]
+        return " ".join([told["model name"], *known])
+    except (OSError, LookupError):
+        return platform.processor() or platform.machine()

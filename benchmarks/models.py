@@ -1,0 +1,102 @@
+"""What is measured: painters and judges of the published sizes with random weights, small ones, and the shipped pair.
+
+Each is built twice from the same numbers: `plain`, the networks as their authors wrote them in float32 (on a graphics
+card CLIP in float16, as `clip.load` has it), which the reference loop drives; and ours, as vqclip loads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+import vqclip
+from vqclip.catalogue import find
+from vqclip.perceptor import CLIP, MEAN, STD, build_clip, openai_clip
+from vqclip.precision import able, dtypes
+
+from . import reference
+
+PROMPTS = {"a desert at sunset": 0.67, "snow on mountains": 0.33}
+TEXT = dict(context_length=77, vocab_size=49408)
+FULL = dict(embed_dim=512, image_resolution=224, vision_layers=12, vision_width=768, vision_patch_size=32,
+            transformer_width=512, transformer_heads=8, transformer_layers=12)  # ViT-B/32  # fmt: skip
+SMALL = dict(embed_dim=48, image_resolution=32, vision_layers=2, vision_width=128, vision_patch_size=8,
+             transformer_width=64, transformer_heads=1, transformer_layers=1)  # fmt: skip
+SMALL_PAINTER = dict(n_embed=64, embed_dim=16, ddconfig=dict(
+    double_z=False, z_channels=16, resolution=32, in_channels=3, out_ch=3, ch=32, ch_mult=[1, 1, 2], num_res_blocks=1,
+    attn_resolutions=[8], dropout=0.0))  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Models:
+    """A pair of networks.
+
+    Attributes:
+        kind: "full", "small" or "embedded".
+        device: where they live.
+    """
+
+    kind: str
+    device: torch.device
+
+    def painter(self, precision: str = "float32") -> vqclip.VQGAN:
+        """The painter as vqclip has it."""
+        wanted = dtypes(precision, able(self.device)).painter
+        if self.kind == "embedded":
+            return vqclip.load_vqgan("embedded", self.device, precision=wanted)
+        config = find("imagenet_f16_16384").config if self.kind == "full" else SMALL_PAINTER
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            painter = vqclip.VQGAN(**config)
+            nn.init.normal_(painter.codebook)
+        painter.name = f"{self.kind} painter"
+        return painter.to(self.device).eval().requires_grad_(False).paint_in(wanted)
+
+    def judge(self, precision: str = "float32") -> CLIP:
+        """The judge as vqclip has it."""
+        wanted = dtypes(precision, able(self.device)).judge
+        if self.kind == "embedded":
+            return vqclip.load_clip("embedded", self.device, wanted)
+        return build_clip(self._clip().state_dict(), f"{self.kind} judge", wanted).to(self.device)
+
+    def _clip(self) -> nn.Module:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return openai_clip("model").CLIP(**(FULL if self.kind == "full" else SMALL), **TEXT)
+
+    def run(self, size: int, cutouts: int, precision: str = "float32", **changes) -> vqclip.Run:
+        """Our loop on this pair, without augmentation, as the reference has it."""
+        settings = dict(size=(size, size), cutouts=cutouts, augment="none", optimizer="adam", lr=0.1, steps=10**6,
+                        device=str(self.device))  # fmt: skip
+        prompts = " | ".join(f"{text}:{weight}" for text, weight in PROMPTS.items())
+        return vqclip.generate(prompts, self.painter(precision), self.judge(precision), **{**settings, **changes})
+
+    def reference(self, size: int, cutouts: int) -> Callable[[], reference.Iteration]:
+        """The plain loop on this pair: each call makes one iteration."""
+        painter, judge = self.painter(), self.judge()
+        targets = [reference.Target(judge.encode_text([text]), weight) for text, weight in PROMPTS.items()]
+        network, generator = judge.network, torch.Generator().manual_seed(0)
+        if self.device.type == "cuda":
+            openai_clip("model").convert_weights(network)  # float16, in place
+        (w, h), side = painter.grid(size, size), judge.size
+        z = reference.random_start(painter.codebook.cpu(), h, w, generator).to(self.device)
+        adam = reference.Adam(0.1)
+
+        def encode(cuts: Tensor) -> Tensor:
+            return network.encode_image(cuts).float()
+
+        def iterate() -> reference.Iteration:
+            nonlocal z
+            crops = reference.draw_crops(size, size, cutouts, side, generator)
+            made = reference.iterate(z, decode=lambda z_q: painter.decoder(painter.post_quant_conv(z_q)),
+                                     codebook=painter.codebook, optimizer=adam,
+                                     judges=[reference.Judge(encode, side, targets, crops)])  # fmt: skip
+            z = made.z
+            return made
+
+        assert (judge.mean.flatten().tolist(), judge.std.flatten().tolist()) == (
+            torch.tensor(MEAN).tolist(), torch.tensor(STD).tolist())  # the colours that the reference has  # fmt: skip
+        return iterate

@@ -1,0 +1,232 @@
+"""The rows of the table: each a function that measures, with what it is measured against and what it should reach.
+
+A function takes a `Bench` and returns a `Figure`. To add a row, write one and put it into `ROWS`.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import imageio.v2 as imageio
+import numpy as np
+import torch
+from PIL import Image
+
+import vqclip
+from vqclip.video import BATCH_PIXELS, _encoding
+
+from . import measure
+from .measure import Pairs, in_turns, spread
+from .models import Models
+
+
+@dataclass(frozen=True)
+class Bench:
+    """How to measure.
+
+    Attributes:
+        device: where.
+        pairs: how many turns.
+        quick: small networks and pictures: seconds instead of minutes, and figures that mean nothing.
+    """
+
+    device: torch.device
+    pairs: int = 5
+    quick: bool = False
+
+    @property
+    def models(self) -> Models:
+        """The published sizes, or small ones."""
+        return Models("small" if self.quick else "full", self.device)
+
+    def pick(self, full: int, quick: int) -> int:
+        """A size or a count."""
+        return quick if self.quick else full
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What was measured: the value of a row with its smallest and largest, and the raw figures."""
+
+    value: float
+    low: float
+    high: float
+    raw: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table.
+
+    Attributes:
+        work, against: what is measured, against what.
+        unit: of its value: "x" for a ratio of theirs to ours, "" for a share, "s", "%".
+        goal: what the value should reach; None where there is no goal.
+        at_most: whether the goal is an upper bound.
+    """
+
+    work: str
+    against: str
+    unit: str
+    goal: float | None
+    at_most: bool
+    measure: Callable[[Bench], Figure]
+
+    def met(self, value: float) -> bool | None:
+        """Whether a value reaches the goal."""
+        if self.goal is None:
+            return None
+        return value <= self.goal if self.at_most else value >= self.goal
+
+    def wanted(self) -> str:
+        """The goal in words."""
+        return "" if self.goal is None else f"{'<=' if self.at_most else '>='} {self.goal:g}{self.unit}"
+
+
+def figure(pairs: Pairs) -> Figure:
+    """The ratio of theirs to ours."""
+    raw = vars(pairs) | {"ratio_of_work": spread(pairs.ratios(work=True))[0]}
+    return Figure(*spread(pairs.ratios()), raw)
+
+
+def step(models: Models, bench: Bench, size: int, cutouts: int, precision: str = "auto", **changes: Any) -> Figure:
+    """A step of the plain loop against one of ours."""
+    theirs, run = models.reference(size, cutouts), models.run(size, cutouts, precision, **changes)
+    return figure(in_turns(theirs, lambda: next(run), bench.pairs, bench.device))
+
+
+def step_256(bench: Bench) -> Figure:
+    return step(bench.models, bench, bench.pick(256, 32), bench.pick(64, 4))
+
+
+def step_512(bench: Bench) -> Figure:
+    return step(bench.models, bench, bench.pick(512, 48), bench.pick(64, 4))
+
+
+def float32_256(bench: Bench) -> Figure:
+    return step(bench.models, bench, bench.pick(256, 32), bench.pick(64, 4), "float32")
+
+
+def embedded(bench: Bench) -> Figure:
+    return step(Models("embedded", bench.device), bench, bench.pick(128, 32), bench.pick(32, 4))
+
+
+def memory_512(bench: Bench) -> Figure:
+    """Each in a process of its own; networks and libraries included."""
+    arguments = [bench.models.kind, str(bench.pick(512, 32)), str(bench.pick(32, 4)), "--device", str(bench.device),
+                 "--threads", str(torch.get_num_threads())]  # fmt: skip
+    ours, theirs = (measure.peak(side, *arguments) for side in ("ours", "theirs"))
+    return Figure(ours / theirs, ours / theirs, ours / theirs, {"ours": ours, "theirs": theirs})
+
+
+def memory_1024(bench: Bench) -> Figure:
+    """Ours alone: the plain loop would take some 25 GiB."""
+    gib = measure.peak("ours", bench.models.kind, str(bench.pick(1024, 64)), str(bench.pick(32, 4)), "--device",
+                       str(bench.device), "--threads", str(torch.get_num_threads())) / 2**30  # fmt: skip
+    return Figure(gib, gib, gib)
+
+
+def demo(bench: Bench) -> Figure:
+    """`make demo` after its install: picture and MP4, from the command line, imports included."""
+    with tempfile.TemporaryDirectory() as home:
+        steps = [f"steps={bench.pick(200, 2)}", f"size={bench.pick(128, 16)}"]
+        picture = measure.elapsed("-m", "vqclip", "generate", "desert:50 | snow:25", *steps, "--workspace", home)
+        video = measure.elapsed("-m", "vqclip", "video", "--workspace", home)
+        assert list(Path(home).glob("sessions/*/final.png")) and list(Path(home).glob("sessions/*/video.mp4"))
+    return Figure(picture + video, picture + video, picture + video, {"picture": picture, "video": video})
+
+
+def preview(bench: Bench) -> Figure:
+    """From the start of Python to the first picture."""
+    code = "import vqclip; next(vqclip.generate('desert:50 | snow:25')).pil"
+    return Figure(*spread([measure.elapsed("-c", code) for _ in range(bench.pick(bench.pairs, 1))]))
+
+
+def video(bench: Bench) -> Figure:
+    """Frames in memory to an MP4, against PNG files that imageio then reads and encodes just the same."""
+    size, count = bench.pick(512, 32), bench.pick(300, 12)
+    rate = {"fps": 30}
+
+    def frames() -> Iterator[np.ndarray]:
+        """Noise on a gradient that moves: as hard to compress as a run is, and never the same."""
+        draw = np.random.default_rng(0)
+        some = [draw.normal(0, 8, (size, size, 3)) for _ in range(12)]
+        for number in range(count):
+            ramp = 255 * ((np.arange(size) + number) % size) / size
+            yield (ramp[:, None, None] + some[number % 12]).clip(0, 255).astype(np.uint8)
+
+    made = list(frames())
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder)
+
+        def theirs() -> None:
+            for number, frame in enumerate(made):
+                Image.fromarray(frame).save(home / f"{number:04}.png")
+            read = [imageio.imread(path) for path in sorted(home.glob("*.png"))]
+            # The encoder's settings are ours, whatever they are: without its codec and the flag it adds itself.
+            settings = [word for word in _encoding(".mp4", 65) if word not in ("-c:v", "libx264")]
+            imageio.mimsave(home / "theirs.mp4", read, codec="libx264", quality=None, macro_block_size=1,
+                            pixelformat="yuv420p", output_params=settings, **rate)  # fmt: skip
+
+        def ours() -> None:
+            vqclip.write_video(made, home / "ours.mp4", progress=False, **rate)
+
+        return figure(in_turns(theirs, ours, bench.pick(bench.pairs, 1), torch.device("cpu")))
+
+
+def decoding(bench: Bench) -> Figure:
+    """A frame of a video, decoded from codes in batches as `write_video` does, as a share of a step's time."""
+    size, cutouts = bench.pick(256, 32), bench.pick(64, 4)
+    run = bench.models.run(size, cutouts, "auto")
+    vqgan = run.latent.vqgan
+    batch = min(max(BATCH_PIXELS // size**2, 1), 8)
+    w, h = vqgan.grid(size, size)
+    draw = torch.Generator().manual_seed(0)
+    codes = torch.randint(len(vqgan.codebook), (batch, h, w), generator=draw).to(bench.device)
+
+    @torch.inference_mode()
+    def decode() -> torch.Tensor:
+        return vqgan.decode(vqgan.embed(codes))
+
+    pairs = in_turns(lambda: next(run), decode, bench.pairs, bench.device)
+    shares = [1 / (batch * ratio) for ratio in pairs.ratios()]
+    return Figure(*spread(shares), vars(pairs) | {"batch": batch})
+
+
+def overhead(bench: Bench) -> Figure:
+    """A recorded step with its picture for people against the arithmetic of a step alone, in per cent more."""
+    size, cutouts = bench.pick(512, 32), bench.pick(32, 4)
+    bare, recorded = (bench.models.run(size, cutouts, "auto") for _ in range(2))
+    with tempfile.TemporaryDirectory() as home:
+        frames = vqclip.Session.create(home, recorded).record(recorded)
+
+        def arithmetic() -> None:
+            bare.optimizer.zero_grad(set_to_none=True)
+            image = bare.latent()
+            sum(weight * loss(image) for weight, loss in bare.losses.values()).backward()
+            bare.optimizer.step()
+            bare.latent.project_()
+
+        pairs = in_turns(lambda: next(frames).pil, arithmetic, bench.pairs, bench.device)
+        frames.close()
+    return Figure(*spread([100 * (ratio - 1) for ratio in pairs.ratios()]), vars(pairs))
+
+
+REFERENCE = "the plain loop (reference.py), float32, crop by crop"
+ROWS = {
+    "step-256": Row("a step, 256x256, 64 cutouts", REFERENCE, "x", 6, False, step_256),
+    "step-512": Row("a step, 512x512, 64 cutouts", REFERENCE, "x", 6, False, step_512),
+    "float32-256": Row("the same in float32, 256x256", REFERENCE, "x", 1.5, False, float32_256),
+    "embedded": Row("a step of the embedded pair, 128x128, 32 cutouts", REFERENCE, "x", None, False, embedded),
+    "memory-512": Row("peak memory, 512x512, 32 cutouts", REFERENCE, "", 0.4, True, memory_512),
+    "memory-1024": Row("peak memory, 1024x1024, 32 cutouts, in GiB", "nothing", "", 6, True, memory_1024),
+    "demo": Row("the README's demo, picture and MP4", "the clock", "s", 60, True, demo),
+    "preview": Row("from the start of Python to the first picture", "the clock", "s", 5, True, preview),
+    "video": Row("300 frames of 512x512 to an MP4", "PNG files, then imageio, equal settings", "x", 3, False, video),
+    "decoding": Row("a frame of a session's video, 256x256", "a step's time", "", 0.333, True, decoding),
+    "overhead": Row("a run's own overhead, 512x512, 32 cutouts", "the bare step", "%", 2, True, overhead),
+}

@@ -1,0 +1,103 @@
+"""The benchmark's harness: every row runs on small networks, what is kept can be compared, nothing is timed here."""
+
+import json
+import math
+import sys
+
+import pytest
+import torch
+
+from benchmarks import bench, measure
+from benchmarks.models import Models
+from benchmarks.profile import stages
+from benchmarks.reference import draw_crops
+from benchmarks.rows import ROWS, Bench, Row
+from vqclip.cutouts import Draw
+
+CPU = torch.device("cpu")
+APART = ("memory-512", "memory-1024", "demo", "preview")  # in processes of their own, which take their time to import
+
+
+@pytest.mark.parametrize("name", [name for name in ROWS if name not in APART])
+def test_each_row_measures(name):
+    row, figure = ROWS[name], ROWS[name].measure(Bench(CPU, pairs=2, quick=True))
+    assert all(map(math.isfinite, (figure.value, figure.low, figure.high)))
+    assert figure.low <= figure.value <= figure.high
+    assert row.met(figure.value) in (None, True, False)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+@pytest.mark.parametrize("name", APART)
+def test_rows_in_processes_of_their_own_measure(name):
+    assert ROWS[name].measure(Bench(CPU, pairs=1, quick=True)).value > 0
+
+
+def test_ours_and_theirs_are_the_same_loop():
+    """On the same crops from the same codes, in float32: or the ratio would compare two things."""
+    models = Models("small", CPU)
+    run, iterate = models.run(32, 4, "float32"), models.reference(32, 4)
+    judge = run.judges()[0][1]
+    theirs = iterate()
+    run.latent.z.data.copy_(run.latent.vqgan.embed(theirs.codes))
+    draw = torch.Generator().manual_seed(0)  # that of `reference`: first the start, then the crops
+    torch.randint(len(run.latent.vqgan.codebook), theirs.codes.shape, generator=draw)
+    crops = torch.tensor(draw_crops(32, 32, 4, judge.perceptor.size, draw))
+    loss = judge(run.latent(), Draw(crops))
+    loss.backward()
+    assert loss.item() == pytest.approx(theirs.loss, rel=1e-5)
+    assert (run.latent.z.grad - theirs.grad).norm() / theirs.grad.norm() < 1e-4
+
+
+def test_turns_alternate_and_the_first_ones_do_not_count():
+    calls = []
+    pairs = measure.in_turns(lambda: calls.append("theirs"), lambda: calls.append("ours"), 3, CPU)
+    assert calls == ["ours", "theirs", "theirs", "ours", "ours", "theirs", "theirs", "ours"]
+    assert len(pairs.theirs) == len(pairs.ours) == len(pairs.ratios()) == 3
+
+
+def test_a_ratio_says_how_many_times_longer_theirs_takes():
+    pairs = measure.Pairs([6.0, 8.0, 9.0], [2.0, 4.0, 3.0], [1.0, 1.0, 1.0], [2.0, 2.0, 2.0])
+    assert pairs.ratios() == [3, 2, 3]
+    assert pairs.ratios(work=True) == [0.5, 0.5, 0.5]
+    assert measure.spread(pairs.ratios()) == (3, 2, 3)
+
+
+def test_goals_bound_from_above_or_from_below():
+    below, above = (Row("", "", "x", 6, at_most, None) for at_most in (False, True))
+    assert [row.met(value) for row in (below, above) for value in (5.9, 6.1)] == [False, True, True, False]
+    assert below.wanted() == ">= 6x" and above.wanted() == "<= 6x"
+
+
+def test_what_was_kept_is_replaced_row_by_row_and_shown_beside_what_is_new(tmp_path, monkeypatch, capsys):
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["bench", "--quick", "--threads", "1", "--pairs", "1", "--results",
+                                          str(tmp_path), *arguments])  # fmt: skip
+        bench.main()
+        return capsys.readouterr().out
+
+    run("embedded", "decoding")
+    kept = json.loads((tmp_path / "cpu.json").read_text())
+    assert set(kept) == {"embedded", "decoding"} and kept["embedded"]["machine"]["torch"] == torch.__version__
+    kept["embedded"]["value"] = 123.0
+    (tmp_path / "cpu.json").write_text(json.dumps(kept))
+    assert "123x" in run("embedded")
+    again = json.loads((tmp_path / "cpu.json").read_text())
+    assert again["embedded"]["value"] != 123 and again["decoding"] == kept["decoding"]
+    assert "| decoding" in (tmp_path / "cpu.md").read_text()
+
+
+def test_a_strange_row_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["bench", "step-257"])
+    with pytest.raises(SystemExit):
+        bench.main()
+    assert "there is no row 'step-257'; choose step-256" in capsys.readouterr().err
+
+
+def test_the_stages_of_a_step_are_told_apart():
+    run = Models("small", CPU).run(32, 4)
+    before = run.latent.z.detach().clone()
+    told = stages(run, CPU)
+    assert list(told) == ["nearest codes", "painter", "cutouts", "judge", "judge, back", "cutouts, back",
+                          "painter, back"]  # fmt: skip
+    assert min(told.values()) > 0 and torch.equal(run.latent.z, before)
