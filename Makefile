@@ -13,6 +13,9 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --use-pep517 --constraint constraints.txt
 
+# torchvision comes along unused with every install; a build for another torch (a CPU torch's) breaks whoever imports it
+FITTING = $(BIN)/python -c "import torchvision" 2> /dev/null || $(BIN)/python -m pip uninstall --quiet --yes torchvision
+
 .PHONY: demo test test-all test-browser test-colab train judge quality bench profile lint clean
 
 demo: $(VENV)/installed
@@ -54,12 +57,12 @@ $(VENV)/installed: requirements.txt constraints.txt setup.py
 	$(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV): a few minutes the first time, most of it is torch"
 	$(PIP) --editable .
-	@# torchvision comes along unused; a build for another torch (a CPU torch's, say) breaks whoever imports it
-	$(BIN)/python -c "import torchvision" 2> /dev/null || $(BIN)/python -m pip uninstall --quiet --yes torchvision
+	$(FITTING)
 	touch $@
 
 $(VENV)/installed-test: $(VENV)/installed
 	$(PIP) --editable ".[test]"
+	$(FITTING)
 	touch $@
 
 $(VENV)/installed-browser: $(VENV)/installed-test
