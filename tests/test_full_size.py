@@ -34,14 +34,14 @@ print(memory("VmHWM") - before, time.monotonic() - start)
 
 STEP = """
 import sys, torch, vqclip
-from vqclip.memory import judges, needed
+from vqclip.memory import needed
 def memory(key):
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(key + ":")) * 1024
 torch.set_num_threads(1)
 size, cutouts, chunk = map(int, sys.argv[2:])
 run = vqclip.generate("desert | snow", "imagenet_f16_16384", "ViT-B/32", root=sys.argv[1], size=size, steps=1,
                       cutouts=cutouts, chunk=chunk, device="cpu")
-for model in (run.latent.vqgan, judges(run)[0].perceptor):
+for model in (run.latent.vqgan, run.judges()[0][1].perceptor):
     sum(weights.sum() for weights in model.parameters())  # so that all of them are in memory, and not on the disk
 need, before = needed(run).step, memory("VmRSS")
 open("/proc/self/clear_refs", "w").write("5")  # the peak is counted from here

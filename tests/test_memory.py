@@ -8,7 +8,7 @@ import torch
 
 import vqclip
 from vqclip.cutouts import Cutouts
-from vqclip.memory import _of_machine, free, is_exhaustion, judges, kept, needed, on_meta
+from vqclip.memory import _of_machine, free, is_exhaustion, kept, needed, on_meta
 from vqclip.run import OutOfMemory
 
 
@@ -95,7 +95,7 @@ def test_several_judges_share_the_room():
     hungry = Hungry(2, name="hungry")
     with pytest.warns(UserWarning, match="out of memory"):
         made, run = frames([quick.Judge("calm"), hungry])
-    assert [judge.at_once for judge in judges(run)] == [2, 2]
+    assert [judge.at_once for _, judge in run.judges()] == [2, 2]
     alike(made, frames([quick.Judge("calm"), quick.Judge("hungry")], chunk=2)[0])
 
 
@@ -213,7 +213,7 @@ def test_a_copy_on_meta_has_no_values_and_leaves_the_module_alone(vit):
 def test_the_count_is_that_of_a_real_step(vqgan, name, request):
     """On meta as with values, but for what a processor's kernels note besides: nothing is assumed about networks."""
     run = vqclip.generate("a", vqgan, request.getfixturevalue(name), size=(48, 32), cutouts=4, device="cpu")
-    judge = judges(run)[0]
+    _, judge = run.judges()[0]
     image = torch.rand(1, 3, 32, 48, requires_grad=True)
     need = needed(run)
     cutouts = Cutouts(judge.cutouts.size, 4, how=judge.cutouts.how)

@@ -65,7 +65,7 @@ def test_the_advice_fits_and_is_the_largest_that_does(run, tmp_path, share):
     assert needed(run, (width + 2, round((width + 2) * 48 / 64 / 2) * 2), 1).step > free
     assert f"size={width}x{height} chunk={chunk} fits" in report.lines()[3]
     other = vqclip.generate(settings=run.settings.replace(size=report.fit.size, chunk=chunk), prompts="a",
-                            vqgan=run.latent.vqgan, clip=memory.judges(run)[0].perceptor)  # fmt: skip
+                            vqgan=run.latent.vqgan, clip=run.judges()[0][1].perceptor)  # fmt: skip
     assert look(other, tmp_path, free=free).fits
 
 

@@ -31,13 +31,15 @@ def new_run(models):
     return lambda **changes: quick.run(**models, **{"steps": STEPS, "augment": "mse", "seed": 3, **changes})
 
 
-def steered(painting, frames=None):
-    """The codes of a run that is changed by hand as the script says."""
+def steered(painting, frames=None, until=None):
+    """The codes of a run that is changed by hand as the script says, up to the step `until`."""
     codes = []
     for frame in frames or painting:
         codes.append(frame.codes)
         if frame.step + 1 in SCRIPT:
             painting.change(**SCRIPT[frame.step + 1])
+        if frame.step == until:
+            break
     return torch.stack(codes)
 
 
@@ -146,11 +148,7 @@ def test_another_program_goes_on_with_what_was_changed(painted, new_run, models,
     painting = new_run()
     made = Session.create(tmp_path / "b", painting)
     frames = made.record(painting)
-    for frame in frames:
-        if frame.step + 1 in SCRIPT:
-            painting.change(**SCRIPT[frame.step + 1])
-        if frame.step == stop:
-            break
+    steered(painting, frames, until=stop)
     frames.close()
     made = Session(made.path)
     painting = made.resume(**models)
@@ -166,12 +164,8 @@ def test_a_kill_costs_no_change(painted, new_run, models, tmp_path, monkeypatch)
     painting = new_run()
     made = Session.create(tmp_path / "b", painting)
     frames = made.record(painting)
-    for frame in frames:
-        if frame.step + 1 in SCRIPT:
-            painting.change(**SCRIPT[frame.step + 1])
-        if frame.step == 6:
-            shutil.copytree(made.path, tmp_path / "killed")
-            break
+    steered(painting, frames, until=6)
+    shutil.copytree(made.path, tmp_path / "killed")
     frames.close()
     killed = Session(tmp_path / "killed")
     painting = killed.resume(**models)

@@ -86,11 +86,6 @@ def _of_machine(info: Path = Path("/proc/meminfo"), group: Path = Path("/sys/fs/
         return None
 
 
-def judges(run: Run) -> list[PromptLoss]:
-    """The losses of a run that judge by prompts."""
-    return [loss for _, loss in run.losses.values() if isinstance(loss, PromptLoss)]
-
-
 def needed(run: Run, size: tuple[int, int] | None = None, chunk: int = 0) -> Need:
     """What a run takes at its height.
 
@@ -98,7 +93,7 @@ def needed(run: Run, size: tuple[int, int] | None = None, chunk: int = 0) -> Nee
         size: of the picture, as if it were another; None takes the run's own.
         chunk: cutouts judged at once, as if it were another number; 0 takes the run's own.
     """
-    painter, theirs = run.latent.vqgan, judges(run)
+    painter, theirs = run.latent.vqgan, [judge for _, judge in run.judges()]
     hollow = on_meta(painter)
     w, h = painter.grid(*(size or run.settings.size))
     z = torch.empty(1, painter.codebook.shape[1], h, w, device="meta", requires_grad=True)

@@ -119,7 +119,7 @@ def fitting(run: Run, free: int) -> Fit | None:
     """
     w, h = run.latent.vqgan.grid(*run.settings.size)
     f, long = run.latent.vqgan.f, max(w, h)
-    most = max((judge.at_once for judge in memory.judges(run)), default=1)
+    most = max((judge.at_once for _, judge in run.judges()), default=1)
 
     def size(codes: int) -> tuple[int, int]:  # of so many codes along the longer side
         if codes == long:

@@ -331,19 +331,11 @@ def generate(prompts: str | Sequence | None = None, vqgan: VQGAN | str | Path | 
     painter = vqgan or settings.vqgan
     if not isinstance(painter, VQGAN):
         painter = load_vqgan(painter, device, root, precision.painter)
-    wanted = clip or settings.clip
-    wanted = wanted.split(" + ") if isinstance(wanted, str) else wanted
-    judges = [
-        load_clip(judge, device, precision.judge, root) if isinstance(judge, (str, Path)) else judge
-        for judge in (wanted if isinstance(wanted, (list, tuple)) else [wanted])
-    ]
+    judges = _load_judges(clip or settings.clip, device, precision.judge, root)
     for model in (painter, *judges):
         if isinstance(model, torch.nn.Module):
             model.to(device)  # one loaded beforehand may still be on the CPU
-    names = [judge.name for judge in judges]
-    if len(set(names)) < len(names):
-        raise SettingsError(f"clip={' + '.join(names)!r} has the same judge twice: name each once")
-    settings = settings.replace(vqgan=painter.name, clip=" + ".join(names))
+    settings = settings.replace(vqgan=painter.name, clip=" + ".join(judge.name for judge in judges))
     start = _start(painter, settings, device)
     latent = VQLatent(painter, start, settings.init_weight, settings.init_decay, settings.ema)
     losses = {judge.name: (1 / len(judges), _prompt_loss(judge, settings, pictures or {}, device)) for judge in judges}
@@ -353,6 +345,20 @@ def generate(prompts: str | Sequence | None = None, vqgan: VQGAN | str | Path | 
         losses[like.text] = like.weight, LOSSES[like.text]
     optimizer = OPTIMIZERS[settings.optimizer](latent.parameters(), lr=settings.lr)
     return Run(latent, losses, optimizer, settings.steps, settings, steering)
+
+
+def _load_judges(wanted: Perceptor | str | Path | Sequence, device: torch.device, precision: torch.dtype,
+                 root: str | Path) -> list[Perceptor]:  # fmt: skip
+    """The judges, loaded where they are only named; each may be there once."""
+    wanted = wanted.split(" + ") if isinstance(wanted, str) else wanted
+    judges = [
+        load_clip(judge, device, precision, root) if isinstance(judge, (str, Path)) else judge
+        for judge in (wanted if isinstance(wanted, (list, tuple)) else [wanted])
+    ]
+    names = [judge.name for judge in judges]
+    if len(set(names)) < len(names):
+        raise SettingsError(f"clip={' + '.join(names)!r} has the same judge twice: name each once")
+    return judges
 
 
 @torch.no_grad()
