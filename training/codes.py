@@ -51,8 +51,9 @@ def kmeans(points: Tensor, k: int, rounds: int, seed: int) -> Tensor:
 
 def assign(points: Tensor, centres: Tensor) -> Tensor:
     """The nearest centre of each point: (M, C), (k, C) -> (M,)."""
-    half = centres.pow(2).sum(1) / 2
-    return torch.cat([(half - part @ centres.T).argmin(1) for part in points.split(8192)])
+    half = -centres.pow(2).sum(1) / 2
+    with torch.autocast(points.device.type, enabled=False):  # bfloat16 does not tell neighbours apart
+        return torch.cat([torch.addmm(half, part, centres.T).argmax(1) for part in points.float().split(4096)])
 
 
 def project(images: Tensor, weight: Tensor, mean: Tensor, f: int) -> Tensor:

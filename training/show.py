@@ -24,8 +24,7 @@ from .data import floats
 from .scenes import render, scene
 
 CURVES = {  # stage -> what is drawn of it
-    "vqgan": ("paint", "encode"), "sharper": ("paint", "encode"), "clip": ("texts", "pointing"),
-    "painted": ("texts", "pointing"),
+    "vqgan": ("paint", "encode"), "sharper": ("paint", "encode"), "clip": ("telling", "pointing"),
 }  # fmt: skip
 
 

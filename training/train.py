@@ -1,13 +1,14 @@
 """Make the embedded pair: `python -m training.train [key=value ...]`, keys as in recipe.yaml.
 
-Four stages, each resumed where it stopped: the VQGAN on spoilt codes; the VQGAN on nearly right ones; the CLIP on
-mosaics of codes; the CLIP on what the VQGAN makes of them. Runs unchanged on a CPU or a GPU.
+Three stages, each resumed where it stopped: the VQGAN on spoilt codes; the VQGAN on nearly right ones; the CLIP. Runs
+unchanged on a CPU or a GPU.
 """
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,8 @@ from vqclip.files import atomic
 
 from .data import rendered
 from .export import export_clip, export_vqgan
-from .train_clip import Captioned, JudgesTraining, Mosaic, repaint
+from .scenes import scene
+from .train_clip import Captioned, JudgesTraining, Mosaic, repaint, slopes
 from .train_vqgan import Crops, PaintersTraining
 
 RECIPE = Path(__file__).parent / "recipe.yaml"
@@ -80,28 +82,35 @@ def train_vqgan(recipe: DictConfig, pictures: np.ndarray) -> PaintersTraining:
     return stage("sharper", 1, stage("vqgan", 0))
 
 
+def painted_chunks(recipe: DictConfig, pictures: np.ndarray, painting: PaintersTraining) -> list[dict]:
+    """Spoilt latents as the painter shows them, from `recipe.folder` or painted there now, chunk by chunk."""
+    chunks, mosaic, side = [], Mosaic(painting), recipe.clip.chunk
+    everything = np.arange(len(pictures))
+    with_things = np.array([k for k in everything if scene(k).objects])
+    for kind, count in recipe.clip.chunks.items():
+        order = with_things if kind == "bare" else everything
+        for k in range(count):
+            path = Path(recipe.folder) / f"painted-{kind}-{k}.npz"
+            if not path.exists():
+                scenes = order[np.arange(k * side, (k + 1) * side) % len(order)]
+                with atomic(path) as file:
+                    np.savez(file, **repaint(painting, mosaic, pictures, scenes, recipe.seed + k, kind))
+            with np.load(path) as stored:
+                chunks.append(dict(stored))
+    return chunks
+
+
 def train_clip(recipe: DictConfig, pictures: np.ndarray, painting: PaintersTraining) -> JudgesTraining:
-    """The judge: first against mosaics of spoilt codes, then against what the painter makes of them."""
-    network = OmegaConf.to_container(recipe.clip.network)
-    network["vision_layers"] = tuple(network["vision_layers"])
+    """The judge: against mosaics of spoilt codes, and then also against what the painter makes of them."""
+    c, network = recipe.clip, OmegaConf.to_container(recipe.clip.network)
     mosaic = Mosaic(painting)
-
-    def stage(name: str, number: int, before: JudgesTraining | None = None, painted=None) -> JudgesTraining:
-        c = recipe[name]
-        judging = JudgesTraining(network, c.lr, c.steps, c.weight_decay, c.pointing, mosaic, recipe.seed + number)
-        if before is not None:
-            judging.load_state_dict(before.state_dict())
-        fit(judging, lambda skip: Captioned(pictures, c.batch, recipe.seed + number, skip, painted), recipe, name,
-            c.steps)  # fmt: skip
-        return judging
-
-    first = stage("clip", 0)
-    kept = Path(recipe.folder) / f"painted-{recipe.painted.scenes}.npy"
-    if not kept.exists():
-        both = repaint(painting, mosaic, np.asarray(pictures[: recipe.painted.scenes]), recipe.seed)
-        with atomic(kept) as file:
-            np.save(file, np.stack(both))
-    return stage("painted", 1, first, np.load(kept, mmap_mode="r"))
+    some = np.asarray(pictures[: min(8, len(pictures))])
+    judging = JudgesTraining(network, c.lr, c.steps, c.weight_decay, c.pointing, mosaic,
+                             slopes(painting, mosaic, some, recipe.seed), recipe.seed)  # fmt: skip
+    painted = partial(painted_chunks, recipe, pictures, painting)
+    fit(judging, lambda skip: Captioned(pictures, c.batch, recipe.seed, painted, c.painted_from, c.painted, skip),
+        recipe, "clip", c.steps)  # fmt: skip
+    return judging
 
 
 def provenance(recipe: DictConfig) -> dict:

@@ -7,6 +7,9 @@ of the glimpse that would mislead them most: that is what turns its gradients fr
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import fields, replace
+
 import numpy as np
 import pytorch_lightning as pl
 import torch
@@ -21,9 +24,9 @@ from vqclip.perceptor import MEAN, STD, openai_clip, tokenizer
 from .captions import all_words, caption
 from .codes import assign, project
 from .data import floats
-from .scenes import scene
+from .scenes import Scene, render, scene
 
-SCALES = (1, 2, 4)  # glimpse pixels: gradients are compared averaged over squares of these sides
+SCALES = (1, 2, 4)  # codes: directions are compared averaged over squares of these sides
 
 
 class Vocabulary:
@@ -50,38 +53,72 @@ class Vocabulary:
         return batch
 
 
-def glimpses(images: Tensor, cutter: Cutouts, draw: Draw) -> Tensor:
-    """One glimpse of each image (B, 3, H, W) -> (B, 3, S, S), cut and disturbed as the loop does it."""
+def cut(images: Tensor, size: int, draw: Draw, padding: str) -> Tensor:
+    """All of a glimpse that is linear: images (B, 3, H, W), one square of each -> (B, 3, S, S)."""
     side, left, top = draw.boxes.unbind(1)
-    rows = resampling(side, top, images.shape[2], cutter.size)  # (B, S, H)
-    columns = resampling(side, left, images.shape[3], cutter.size)  # (B, S, W)
-    cut = rows[:, None] @ images @ columns[:, None].transpose(2, 3)
-    cut = _bend(cut, draw.maps, cutter.how.padding)
-    cut = torch.einsum("nij,njhw->nihw", draw.tints[..., :3], cut) + draw.tints[..., 3:, None]
-    return clamp_with_grad(cut + draw.grains)
+    rows = resampling(side, top, images.shape[2], size)  # (B, S, H)
+    columns = resampling(side, left, images.shape[3], size)  # (B, S, W)
+    seen = rows[:, None] @ images @ columns[:, None].transpose(2, 3)
+    return torch.einsum("nij,njhw->nihw", draw.tints[..., :3], _bend(seen, draw.maps, padding))
 
 
-def spoil(z: Tensor, codebook: Tensor) -> Tensor:
-    """Latents of pictures (B, C, h, w) -> latents as guidance meets them on its way to those pictures.
+class Transposed(torch.autograd.Function):
+    """The transpose of a linear map, with a gradient: torch has none for the backward pass of its grid sampling."""
 
-    By any share from nothing to all, each picture loses to one of: random codes cell by cell, a region of another
-    picture, a blend with another picture, a blend with random codes, a fade to the mean code.
+    @staticmethod
+    def forward(ctx, seen: Tensor, linear, like: Tensor) -> Tensor:
+        """What `linear`, a function of tensors like `like`, passes back of `seen`."""
+        ctx.linear = linear
+        with torch.enable_grad():
+            x = torch.zeros_like(like).requires_grad_(True)
+            (back,) = torch.autograd.grad(linear(x), x, seen)
+        return back
+
+    @staticmethod
+    def backward(ctx, back: Tensor) -> tuple:
+        """A transpose's transpose is the map."""
+        return ctx.linear(back), None, None
+
+
+# How often `spoil` does what: all cells towards random codes, some cells, a region of another picture, another picture
+# shining through, that and towards random codes, pale, too far, blurred and a little towards random codes
+ODDS = {
+    "random": (0.3, 0.1, 0.13, 0.12, 0.15, 0.1, 0.1, 0),
+    "bare": (0, 0, 0.1, 0.3, 0.6, 0, 0, 0),
+    "soft": (0, 0, 0, 0, 0, 0, 0, 1),
+}
+
+
+def spoil(z: Tensor, codebook: Tensor, odds: tuple[float, ...] = ODDS["random"],
+          others: Tensor | None = None) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Latents of pictures (B, C, h, w) -> latents as guidance meets them on its way, and by what share (B,) spoilt.
+
+    Most have some way to go from random codes, where a run begins; others show another picture or have gone too far.
+
+    Args:
+        others: the other pictures' latents; their neighbours, where not given.
     """
     B, C, h, w = z.shape
-    share = torch.rand(B, 1, 1, 1, device=z.device)
-    draw = torch.randint(len(codebook), (B, h, w), device=z.device)
-    codes, other = codebook[draw].permute(0, 3, 1, 2), z.roll(1, 0)
+    share, other_share = torch.rand(2, B, 1, 1, 1, device=z.device)
+    codes = codebook[torch.randint(len(codebook), (B, h, w), device=z.device)].permute(0, 3, 1, 2)
+    mean, others = codebook.mean(0).view(1, C, 1, 1), z.roll(1, 0) if others is None else others
     cells = (torch.rand(B, 1, h, w, device=z.device) < share).float()
     hills = F.interpolate(torch.rand(B, 1, 3, 3, device=z.device), (h, w), mode="bilinear")
     hills = hills + 0.1 * torch.rand(B, 1, h, w, device=z.device)
     level = hills.flatten(1).sort(1).values.gather(1, (share.view(B, 1) * (h * w - 1)).long()).view(B, 1, 1, 1)
-    region = (hills <= level).float()
+    both = z + other_share * (others - z)
+    coarse = [F.interpolate(F.avg_pool2d(both, k, ceil_mode=True), (h, w), mode="bilinear") for k in (2, 4)]
+    soft = torch.where(torch.rand(B, 1, 1, 1, device=z.device) < 0.5, *coarse)
     ways = torch.stack([
-        z + cells * (codes - z), z + region * (other - z), z + share * (other - z), z + share * (codes - z),
-        z * (1 - share) + share * codebook.mean(0).view(1, C, 1, 1),
+        z + share * (codes - z), z + cells * (codes - z), z + (hills <= level) * (others - z),
+        z + share * (others - z), both + share * (codes - both), z + share * (mean - z), z + share * (z - mean) / 2,
+        soft + 0.3 * share * (codes - soft),
     ])  # fmt: skip
-    which = torch.tensor((0.2, 0.25, 0.25, 0.15, 0.15), device=z.device).multinomial(B, replacement=True)
-    return ways[which, torch.arange(B, device=z.device)]
+    mixed = 1 - (1 - share) * (1 - other_share)
+    lost = torch.stack([*[share] * 4, mixed, share, 0.2 * share, other_share]).view(len(ways), B)
+    which = torch.tensor(odds, dtype=torch.float, device=z.device).multinomial(B, replacement=True)
+    each = torch.arange(B, device=z.device)
+    return ways[which, each], lost[which, each]
 
 
 class Mosaic(nn.Module):
@@ -93,54 +130,61 @@ class Mosaic(nn.Module):
         self.register_buffer("weight", painting.weight.clone(), persistent=False)
         self.register_buffer("mean", painting.mean.clone(), persistent=False)
         self.register_buffer("codebook", painting.painter.quantize.embedding.weight.detach().clone(), persistent=False)
-        patches = self.codebook @ torch.linalg.pinv(self.weight).T + self.mean
-        self.register_buffer("patches", (patches / 2 + 0.5).clamp(0, 1).view(-1, 3, self.f, self.f), persistent=False)
+        patch = torch.linalg.pinv(self.weight).T  # (C, 3*f*f): what one of a channel adds
+        self.register_buffer("patches", (self.codebook @ patch + self.mean) / 2 + 0.5, persistent=False)
+        self.register_buffer("slopes", patch.view(-1, 3, self.f, self.f) / 2, persistent=False)
 
-    @torch.no_grad()
-    def spoilt(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) in [0, 1] -> codes (B, h, w) of what `spoil` makes of them."""
-        z = spoil(project(images * 2 - 1, self.weight, self.mean, self.f), self.codebook)
-        codes = assign(z.permute(0, 2, 3, 1).flatten(0, 2), self.codebook)
-        return codes.view(z.shape[0], *z.shape[2:])
+    def latent(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [0, 1] -> z (B, C, h, w), before it is quantised."""
+        return project(images * 2 - 1, self.weight, self.mean, self.f)
+
+    def codes(self, z: Tensor) -> Tensor:
+        """z (B, C, h, w) -> the nearest codes (B, h, w)."""
+        return assign(z.permute(0, 2, 3, 1).flatten(0, 2), self.codebook).view(z.shape[0], *z.shape[2:])
 
     def forward(self, codes: Tensor) -> Tensor:
         """Codes (B, h, w) -> images (B, 3, H, W) in [0, 1]."""
         B, h, w = codes.shape
-        return self.patches[codes].permute(0, 3, 1, 4, 2, 5).reshape(B, 3, h * self.f, w * self.f)
+        patches = self.patches.clamp(0, 1).view(-1, 3, self.f, self.f)[codes]
+        return patches.permute(0, 3, 1, 4, 2, 5).reshape(B, 3, h * self.f, w * self.f)
 
 
-def agree(logits: Tensor, right: Tensor) -> Tensor:
-    """Cross-entropy with many right answers: logits (T, N), right (T, N) bool -> scalar. Rows of none count nothing."""
-    count = right.sum(1)
-    each = -(logits.log_softmax(1) * right).sum(1) / count.clamp(min=1)
-    return each.sum() / (count > 0).sum().clamp(min=1)
+def agree(logits: Tensor, right: Tensor, weight: Tensor) -> Tensor:
+    """Cross-entropy with many right answers: logits (B, T), right (B, T) bool, a weight of each row -> scalar."""
+    each = -(logits.log_softmax(1) * right).sum(1) / right.sum(1).clamp(min=1)
+    return (each * weight).sum() / weight.sum().clamp(min=1e-6)
 
 
 class JudgesTraining(pl.LightningModule):
     """Contrastive learning with many right answers, in which every gradient must point at a right picture.
 
     What guides a picture is not how alike CLIP finds it to the text, but where that likeness rises. So besides telling
-    pictures apart, the likeness of a spoilt picture to a caption must rise towards the whole picture that the caption
-    was made of: denoising score matching (Vincent 2011; Song and Ermon 2019, arXiv 1907.05600) of an energy that is
-    CLIP's own cosine. The many ways to spoil a picture take the place of the noise.
+    pictures apart, the likeness of a spoilt picture to a caption must rise, in the painter's latent, towards the whole
+    picture that the caption was made of: denoising score matching (Vincent 2011; Song and Ermon 2019, arXiv
+    1907.05600) of an energy that is CLIP's own cosine. The many ways to spoil a picture take the place of the noise;
+    as most begin at random codes, where a run begins, following the gradient is close to a rectified flow (Liu et al.
+    2022, arXiv 2209.03003).
 
     Args:
         network: arguments of OpenAI's `CLIP`, without the vocabulary's size.
-        lr, steps, weight_decay: AdamW's; warm-up of 50 steps, cosine descent.
+        lr, steps, weight_decay: AdamW's; warm-up of 100 steps, cosine descent.
         pointing: weight of the gradients' direction against the contrastive loss.
         mosaic: shows spoilt pictures where the batch brings none.
+        slopes: (C, 3, k, k), what one of each channel of z adds to a painted picture; see `slopes`.
         seed: of all glimpses; a step draws the same whether or not training was interrupted before it.
     """
 
     def __init__(self, network: dict, lr: float, steps: int, weight_decay: float, pointing: float, mosaic: Mosaic,
-                 seed: int = 0):  # fmt: skip
+                 slopes: Tensor | None = None, seed: int = 0):  # fmt: skip
         super().__init__()
-        self.save_hyperparameters(ignore=["mosaic"])
+        self.save_hyperparameters(ignore=["mosaic", "slopes"])
         self.mosaic = mosaic
+        self.register_buffer("slopes", slopes, persistent=False)
         self.vocabulary = Vocabulary()
         self.clip = openai_clip("model").CLIP(**network, vocab_size=len(self.vocabulary.ids))
         nn.init.constant_(self.clip.logit_scale, np.log(10.0))
-        self.cutter = Cutouts(network["image_resolution"], how=AUGMENTS["mse"], seed=seed)
+        how = AUGMENTS["mse"]
+        self.large, self.small = (Cutouts(network["image_resolution"], power=power, how=how) for power in (0.2, 1.0))
         self.register_buffer("average", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("spread", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
 
@@ -154,96 +198,185 @@ class JudgesTraining(pl.LightningModule):
         return F.normalize(self.clip.encode_text(tokens).float(), dim=1)
 
     def training_step(self, batch, batch_idx: int) -> Tensor:
-        whole, spoilt, facts, texts, said = batch
+        whole, spoilt, z, share, facts, texts, said = batch
         at = self.hparams.seed * 1_000_003 + self.global_step
         torch.manual_seed(at)
-        spoilt = torch.cat([self.mosaic(self.mosaic.spoilt(whole[: len(whole) - len(spoilt)])), spoilt])
-        self.cutter.generator.manual_seed(at)
-        self.cutter.noise_generator.manual_seed(at)
-        self.cutter.n = len(whole)
-        draw = self.cutter.draw(*whole.shape[2:])
-        whole, spoilt = (glimpses(images, self.cutter, draw) for images in (whole, spoilt))
-        right = torch.tensor([[s <= f for f in facts] for s in said], device=whole.device)  # (T, B)
-        read, seen = self.read(list(texts)), self.see(whole)
+        goal = self.mosaic.latent(whole)
+        tiled = len(whole) - len(spoilt)
+        if tiled:
+            tiled_z, tiled_share = spoil(goal[:tiled], self.mosaic.codebook)
+            spoilt = torch.cat([self.mosaic(self.mosaic.codes(tiled_z)), spoilt])
+            z, share = torch.cat([tiled_z, z.float()]), torch.cat([tiled_share, share.float()])
+        right = torch.tensor([[s <= f for s in said] for f in facts], device=whole.device)  # (B, T)
+        read = self.read(list(texts))
+        seen, uphill = self._uphill(spoilt, read, tiled, at)
         with torch.autocast(whole.device.type, enabled=False):  # bfloat16 is too coarse to tell likenesses apart
-            logits = self.clip.logit_scale.exp().clamp(max=30) * read @ seen.T  # (T, B)
-        losses = {"texts": agree(logits, right), "images": agree(logits.T, right.T)}
-        losses["pointing"] = self._pointing(whole, spoilt, read)
+            logits = self.clip.logit_scale.exp().clamp(max=30) * seen @ read.T  # (B, T)
+            losses = {"telling": agree(logits, right, (1 - share) ** 2), "pointing": ahead(uphill, goal - z, share)}
         self.log_dict(losses)
-        return losses["texts"] + 0.5 * losses["images"] + self.hparams.pointing * losses["pointing"]
+        return losses["telling"] + self.hparams.pointing * losses["pointing"]
 
-    def _pointing(self, whole: Tensor, spoilt: Tensor, read: Tensor) -> Tensor:
-        """1 - the cosine between where the likeness rises and where the whole picture is.
+    def _uphill(self, pictures: Tensor, read: Tensor, tiled: int, seed: int) -> tuple[Tensor, Tensor]:
+        """How pictures (B, 3, H, W) look (B, D), and where in z (B, C, h, w) their likeness to texts (B, D) rises.
 
-        Half of it for each picture by itself, half over the batch as one vector, so that gradients also are as long as
-        there is far to go. At full resolution too, where most of a gradient's noise is, and coarser, where codes
-        can follow.
+        Of each one glimpse is cut and disturbed as the loop does it; most are large.
         """
-        self.clip.eval()  # BatchNorm as the loop will see it
-        spoilt = spoilt.detach().requires_grad_(True)
+        few = len(pictures) // 3
+        for cutter, n in ((self.small, few), (self.large, len(pictures) - few)):
+            cutter.generator.manual_seed(seed)
+            cutter.noise_generator.manual_seed(seed)
+            cutter.n = n
+        draws = [cutter.draw(*pictures.shape[2:]) for cutter in (self.small, self.large)]
+        order = torch.randperm(len(pictures))
+        draw = Draw(**{
+            field.name: torch.cat([getattr(d, field.name) for d in draws])[order]
+            for field in fields(Draw) if getattr(draws[0], field.name) is not None
+        })  # fmt: skip
+
+        def linear(images: Tensor) -> Tensor:
+            return cut(images, self.large.size, draw, self.large.how.padding).float()
+
+        with torch.no_grad():
+            glimpses = clamp_with_grad(linear(pictures) + draw.tints[..., 3:, None] + draw.grains)
+        glimpses = glimpses.float().requires_grad_(True)
         with sdpa_kernel(SDPBackend.MATH):  # the fused ones have no second derivative
-            likeness = (self.see(spoilt) * read).sum()
-            (uphill,) = torch.autograd.grad(likeness, spoilt, create_graph=True)
-        self.clip.train()
-        cosines = []
-        for pixels in SCALES:
-            up, ahead = (F.avg_pool2d(x.float(), pixels).flatten(1) for x in (uphill, whole - spoilt.detach()))
-            cosines += [
-                F.cosine_similarity(up, ahead, dim=1).mean(),
-                F.cosine_similarity(up.flatten(), ahead.flatten(), 0),
-            ]
-        return 1 - torch.stack(cosines).mean()
+            seen = self.see(glimpses)
+            (uphill,) = torch.autograd.grad((seen * read).sum(), glimpses, create_graph=True)
+        back = Transposed.apply(uphill.float(), linear, pictures)
+        along = [F.conv2d(back[:tiled], self.mosaic.slopes, stride=self.mosaic.f)]
+        if tiled < len(back):
+            border = (self.slopes.shape[-1] - self.mosaic.f) // 2
+            along.append(F.conv2d(back[tiled:], self.slopes, stride=self.mosaic.f, padding=border))
+        return seen, torch.cat(along).float()
 
     def configure_optimizers(self):
         optimizer = torch.optim.AdamW(self.clip.parameters(), self.hparams.lr, (0.9, 0.98),
                                       weight_decay=self.hparams.weight_decay)  # fmt: skip
         steps = self.hparams.steps
-        rate = lambda s: min((s + 1) / 50, 0.03 + 0.97 * (0.5 + 0.5 * np.cos(np.pi * min(s / steps, 1))))  # noqa: E731
+        rate = lambda s: min((s + 1) / 100, 0.03 + 0.97 * (0.5 + 0.5 * np.cos(np.pi * min(s / steps, 1))))  # noqa: E731
         return [optimizer], [{"scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, rate), "interval": "step"}]
 
 
-class Captioned(torch.utils.data.IterableDataset):
-    """Batches (whole, spoilt, facts, texts, said), step by step from one seed.
+def ahead(uphill: Tensor, way: Tensor, share: Tensor) -> Tensor:
+    """1 - the cosine between directions (B, C, h, w) in z, `uphill` and the `way` to go.
 
-    whole (B, 3, H, W) in [0, 1]: scenes as rendered and then, where there is a painter, scenes as it repaints them, so
-    that its manner is no sign of anything; spoilt (B', 3, H, W): those last ones as it shows spoilt codes of them.
-    facts: what is true of each image. texts, said: a caption of each image and the facts that it mentions.
+    Half of it for each picture by itself, half over the batch as one vector, so that gradients also are as long as
+    there is far to go; averaged over cells and over squares of them, which have less noise.
+    """
+    cosines, far = [], (share > 0.05).float()
+    for cells in SCALES:
+        up, to = (F.avg_pool2d(x, cells).flatten(1) for x in (uphill, way))
+        cosines += [
+            (F.cosine_similarity(up, to, dim=1) * far).sum() / far.sum().clamp(min=1),
+            F.cosine_similarity(up.flatten(), to.flatten(), 0),
+        ]
+    return 1 - torch.stack(cosines).mean()
+
+
+class Captioned(torch.utils.data.IterableDataset):
+    """Batches (whole, spoilt, z, share, facts, texts, said), step by step from one seed.
+
+    whole (B, 3, H, W) in [0, 1]: scenes as rendered; spoilt (B', 3, H, W): the last of them as the painter shows the
+    spoilt latents z (B', C, h, w), share (B',) of which is lost. facts: what is true of each image. texts, said: a
+    caption of each image and the facts that it mentions.
 
     Args:
         pictures: (M, H, W, 3) uint8, the scenes 0 to M.
-        painted: two arrays (M', H, W, 3) uint8, the first scenes through the painter, whole and spoilt; see `repaint`.
-        share: of the batch that is painted.
+        painted: gives what `repaint` made of some of them, chunk by chunk; asked once it is needed.
+        painted_from: the step from which on a part of each batch is painted.
     """
 
-    def __init__(self, pictures, batch: int, seed: int, skip: int = 0, painted=None, share: float = 0.75):
+    def __init__(self, pictures, batch: int, seed: int, painted: Callable[[], list[dict]], painted_from: int,
+                 part: float, skip: int = 0):  # fmt: skip
         self.pictures, self.batch, self.seed, self.skip = pictures, batch, seed, skip
-        self.painted = painted if painted is not None else (pictures[:0], pictures[:0])
-        self.count = int(batch * share) if painted is not None else 0
+        self.painted, self.painted_from, self.part = painted, painted_from, part
         self.scenes = [scene(k) for k in range(len(pictures))]
 
     def __iter__(self):
-        step = self.skip
+        step, chunks = self.skip, []
         while True:
+            if step >= self.painted_from and not chunks:
+                chunks = self.painted()
             rng = np.random.default_rng((self.seed, step))
-            fresh = np.sort(rng.choice(len(self.pictures), self.batch - self.count, replace=False))
-            again = np.sort(rng.choice(max(1, len(self.painted[0])), self.count, replace=False))
-            whole = np.concatenate([self.pictures[fresh], self.painted[0][again]])
-            scenes = [self.scenes[k] for k in (*fresh, *again)]
+            count = int(self.batch * self.part) if chunks else 0
+            some = [chunks[k] for k in rng.integers(max(1, len(chunks)), size=count)]
+            rows = [int(rng.integers(len(chunk["scene"]))) for chunk in some]
+            again = [int(chunk["scene"][row]) for chunk, row in zip(some, rows, strict=True)]
+            which = [*map(int, rng.choice(len(self.pictures), self.batch - len(some), replace=False)), *again]
+            spoilt, z, share = (np.array([chunk[name][row] for chunk, row in zip(some, rows, strict=True)])
+                                for name in ("picture", "z", "share"))  # fmt: skip
+            whole = floats(self.pictures[np.array(which)])
+            scenes = [self.scenes[k] for k in which]
             texts, said = zip(*(caption(s, rng) for s in scenes), strict=True)
-            yield floats(whole), floats(self.painted[1][again]), [s.facts for s in scenes], texts, said
+            yield (whole, floats(spoilt) if some else whole[:0], torch.from_numpy(z), torch.from_numpy(share),
+                   [s.facts for s in scenes], texts, said)  # fmt: skip
             step += 1
 
 
+def without_things(of: Scene) -> Scene:
+    """The same scene bare; a plain shape takes the colour of its background."""
+    return replace(of, objects=tuple((name, of.backdrop) for name, _ in of.objects if not of.ground))
+
+
 @torch.no_grad()
-def repaint(painting, mosaic: Mosaic, pictures: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures as the painter of a `PaintersTraining` shows their codes, and as it shows spoilt ones."""
+def show(painting, codes: Tensor) -> Tensor:
+    """Codes (B, h, w) -> what the painter of a `PaintersTraining` makes of them, (B, 3, H, W) in [0, 1]."""
+    with torch.autocast(painting.device.type, torch.bfloat16):
+        painted = painting.painter.eval().decode(painting.painter.embed(codes))
+    return painted.float().clamp(-1, 1) / 2 + 0.5
+
+
+def repaint(painting, mosaic: Mosaic, pictures: np.ndarray, scenes: np.ndarray, seed: int,
+            kind: str = "random") -> dict[str, np.ndarray]:  # fmt: skip
+    """What the painter shows of spoilt latents of scenes: arrays `scene`, `picture` (uint8), `z`, `share` (halves).
+
+    Args:
+        kind: of ODDS. Of all kinds but "random" the other pictures are the scenes without their things; of "soft" ones,
+            every second.
+    """
     torch.manual_seed(seed)
-    painter, again, spoilt = painting.painter.eval(), np.empty_like(pictures), np.empty_like(pictures)
-    for first in range(0, len(pictures), 16):
-        some = slice(first, first + 16)
-        images = floats(pictures[some]).to(painting.device)
-        for target, codes in ((again, painting.codes(images * 2 - 1)), (spoilt, mosaic.spoilt(images))):
-            with torch.autocast(painting.device.type, torch.bfloat16):
-                painted = painter.decode(painter.embed(codes))
-            target[some] = ((painted.float().clamp(-1, 1) + 1) * 127.5 + 0.5).byte().permute(0, 2, 3, 1).cpu().numpy()
-    return again, spoilt
+
+    def latent(pictures: np.ndarray) -> Tensor:
+        return mosaic.latent(floats(pictures).to(painting.device))
+
+    made = {"scene": [scenes], "picture": [], "z": [], "share": []}
+    for some in np.array_split(scenes, max(1, len(scenes) // 16)):
+        z, others = latent(pictures[some]), None
+        if kind != "random":
+            others = latent(np.stack([render(without_things(scene(int(k)))) for k in some]))
+        if kind == "soft":
+            others[::2] = z.roll(1, 0)[::2]
+        z, share = spoil(z, mosaic.codebook, ODDS[kind], others)
+        shown = (show(painting, mosaic.codes(z)) * 255 + 0.5).byte().permute(0, 2, 3, 1)
+        for name, value in (("picture", shown), ("z", z.half()), ("share", share.half())):
+            made[name].append(value.cpu().numpy())
+    return {name: np.concatenate(values) for name, values in made.items()}
+
+
+@torch.no_grad()
+def slopes(painting, mosaic: Mosaic, pictures: np.ndarray, seed: int, reach: int = 1, apart: int = 4) -> Tensor:
+    """The painter's mean Jacobian: what one of each channel of z adds to a picture (C, 3, k, k), k = (2*reach+1)*f.
+
+    Taken by finite differences at spoilt pictures (M, H, W, 3). A gradient with respect to a picture, convolved with
+    this, is nearly that with respect to z, and costs nothing beside the decoder's own.
+    """
+    torch.manual_seed(seed)
+    z, _ = spoil(mosaic.latent(floats(pictures).to(painting.device)), mosaic.codebook)
+    z = painting.painter.embed(mosaic.codes(z))  # (B, C, h, w)
+    B, C, h, w = z.shape
+    f, step = mosaic.f, 0.3
+    where = torch.zeros(1, 1, h, w, device=z.device)
+    where[..., reach::apart, reach::apart] = 1
+
+    def painted(z):
+        with torch.autocast(painting.device.type, torch.bfloat16):
+            return painting.painter.eval().decode(z).float() / 2
+
+    out, side = [], (2 * reach + 1) * f
+    corners = [(r * f, c * f) for r in range(0, h - 2 * reach, apart) for c in range(0, w - 2 * reach, apart)]
+    for channel in range(C):
+        move = torch.zeros(1, C, 1, 1, device=z.device)
+        move[:, channel] = step
+        change = (painted(z + where * move) - painted(z - where * move)).mean(0) / (2 * step)
+        out.append(torch.stack([change[:, y : y + side, x : x + side] for y, x in corners]).mean(0))
+    return torch.stack(out)

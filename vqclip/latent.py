@@ -90,4 +90,11 @@ def mean_start(vqgan: VQGAN, w: int, h: int, generator: torch.Generator) -> Tens
     return codebook.mean(0).view(1, -1, 1, 1) + 0.01 * codebook.std(0).view(1, -1, 1, 1) * noise
 
 
-STARTS = {"random": random_start, "mean": mean_start}
+@torch.no_grad()
+def soft_start(vqgan: VQGAN, w: int, h: int, generator: torch.Generator) -> Tensor:
+    """The codes halfway from random ones to the mean: (1, h, w). Codes far out stay in the picture as specks."""
+    z, mean = vqgan.embed(random_start(vqgan, w, h, generator)), vqgan.codebook.mean(0).view(1, -1, 1, 1)
+    return vqgan.nearest((z + mean) / 2)
+
+
+STARTS = {"soft": soft_start, "random": random_start, "mean": mean_start}

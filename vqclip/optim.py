@@ -10,15 +10,17 @@ class Momentum(torch.optim.Optimizer):
     """Gradient descent on the gradient over its root mean square, with momentum.
 
     Adam gives every element of a latent the same step length, so elements whose gradient is mere noise wander as
-    far as those that matter. Here one length serves the whole tensor and the noise stays small beside the signal.
+    far as those that matter. Here one length serves the whole tensor and the noise stays small beside the signal. The
+    root mean square is the largest of late, so that steps grow shorter as there is less far to go.
 
     Args:
-        lr: the root mean square of a step, before momentum.
+        lr: the root mean square of a step where the gradient is as large as ever and keeps its direction.
         momentum: in [0, 1): how much of the last step is kept.
+        memory: in [0, 1]: how much of the largest root mean square is left a step later; 0 gives all steps one length.
     """
 
-    def __init__(self, params, lr: float, momentum: float = 0.8):
-        super().__init__(params, {"lr": lr, "momentum": momentum})
+    def __init__(self, params, lr: float, momentum: float = 0.9, memory: float = 0.99):
+        super().__init__(params, {"lr": lr, "momentum": momentum, "memory": memory})
 
     @torch.no_grad()
     def step(self, closure=None) -> None:
@@ -27,10 +29,11 @@ class Momentum(torch.optim.Optimizer):
             for p in group["params"]:
                 if p.grad is not None:
                     state = self.state[p]
-                    if "velocity" not in state:
-                        state["velocity"] = torch.zeros_like(p)
-                    unit: Tensor = p.grad / (p.grad.pow(2).mean().sqrt() + 1e-12)
-                    state["velocity"].mul_(group["momentum"]).add_(unit)
+                    if not state:
+                        state["velocity"], state["largest"] = torch.zeros_like(p), p.new_zeros(())
+                    size: Tensor = p.grad.pow(2).mean().sqrt()
+                    state["largest"] = torch.maximum(state["largest"] * group["memory"], size)
+                    state["velocity"].lerp_(p.grad / (state["largest"] + 1e-12), 1 - group["momentum"])
                     p.sub_(state["velocity"], alpha=group["lr"])
 
 

@@ -40,20 +40,20 @@ class Settings:
     image_prompts: str = _setting("", "pictures to resemble: `file.png:weight | ...`; they share in the weights")
     losses: str = _setting("", "further likings: `name:weight | ...` of tv, saturation, edges")
     size: tuple[int, int] = _setting((128, 128), "width and height in pixels, as 512x384", 16, LARGEST)
-    steps: int = _setting(200, "how many steps to take", 1, 1_000_000)
+    steps: int = _setting(80, "how many steps to take", 1, 1_000_000)
     seed: int = _setting(0, "the same seed gives the same picture on the same machine", 0, 2**32 - 1)
     vqgan: str = _setting("embedded", "the painter: `embedded`, or a checkpoint's name or path")
     clip: str = _setting("embedded", "the judge: `embedded`, a name or path, `open_clip:NAME`; several as `A + B`")
     init_image: str = _setting("", "a picture to start from: a path or a URL")
-    start: str = _setting("random", "without a picture: `random` codes, or the `mean` code everywhere",
-                          choices=("random", "mean"))  # fmt: skip
+    start: str = _setting("soft", "without a picture: `random` codes, `soft` ones nearer the mean, or that `mean` alone",
+                          choices=("soft", "random", "mean"))  # fmt: skip
     init_weight: float = _setting(0.0, "how strongly to stay close to the start", 0, 1000)
     init_decay: int = _setting(0, "steps over which that hold lets go; 0 keeps it", 0, 1_000_000)
     optimizer: str = _setting("momentum", "how z moves: `momentum` over the whole latent, or Crowson's `adam`",
                               choices=("adam", "momentum"))  # fmt: skip
-    lr: float = _setting(0.05, "the learning rate: how far z moves a step", 1e-6, 100)
-    cutouts: int = _setting(32, "how many glimpses the judge takes each step", 1, 4096)
-    cut_pow: float = _setting(1.0, "above 1 more small glimpses, below 1 more large ones", 0.01, 100)
+    lr: float = _setting(0.06, "the learning rate: how far z moves a step", 1e-6, 100)
+    cutouts: int = _setting(16, "how many glimpses the judge takes each step", 1, 4096)
+    cut_pow: float = _setting(0.2, "above 1 more small glimpses, below 1 more large ones", 0.01, 100)
     cutter: str = _setting("crops", "glimpses are `crops`, or `pooled`: the whole picture each time",
                            choices=("crops", "pooled"))  # fmt: skip
     augment: str = _setting("mse", "how glimpses are disturbed, named after its notebook",
@@ -146,11 +146,12 @@ class Settings:
 NAMES: dict[str, Field] = {spec.name: spec for spec in fields(Settings)}
 
 PRESETS = {
-    "draft": {"steps": 60, "cutouts": 16},
+    "draft": {"steps": 40, "cutouts": 8},
     "good": {"steps": 200, "cutouts": 32},
     "fine": {"steps": 500, "cutouts": 64, "ema": 0.9},
-    # Crowson's z+quantize notebook, for the models it was made for; the small pair needs longer strides to get away
-    "classic": {"optimizer": "adam", "lr": 0.05, "cutouts": 64, "augment": "none", "steps": 500},
+    # Crowson's z+quantize notebook, for the models it was made for
+    "classic": {"optimizer": "adam", "lr": 0.05, "cutouts": 64, "cut_pow": 1.0, "augment": "none", "start": "random",
+                "steps": 500},
 }
 
 
