@@ -62,7 +62,7 @@ def test_a_run_has_its_start_and_one_frame_a_step(painter):
 
 
 def test_the_same_seed_paints_the_same_and_another_seed_does_not(paint):
-    one, again, other = paint(seed=1), paint(seed=1), paint(seed=2)
+    one, again, other = (paint(seed=seed, lr=0.5) for seed in (1, 1, 2))
     assert torch.equal(one, again)
     assert (one != other).float().mean() > 0.5
     assert (one[0] != one[-1]).any()  # or it would say nothing
@@ -104,13 +104,13 @@ def test_the_loss_falls(vqgan, vit):
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "momentum"])
-@pytest.mark.parametrize("start", ["random", "mean"])
+@pytest.mark.parametrize("start", ["soft", "random", "mean"])
 def test_all_ways_to_start_and_move_lower_the_loss(painter, optimizer, start):
     run = quick.run(vqgan=painter, optimizer=optimizer, start=start, steps=25, cutouts=8, augment="none")
     frames = list(run)
     fell = [frame.losses["judge"].item() for frame in frames]
     assert sum(fell[-5:]) < sum(fell[:5])
-    assert (frames[0].codes.unique().numel() > 10) == (start == "random")
+    assert (frames[0].codes.unique().numel() > 10) == (start != "mean")
 
 
 @pytest.mark.parametrize("size", [(16, 16), (17, 16), (37, 50), (50, 37), (64, 19)])
@@ -318,7 +318,7 @@ def test_a_loss_that_is_no_number_stops_the_run_before_its_step(paint, painter, 
     bad = [value]
     run.losses["odd"] = 1.0, lambda image: 0 * image.sum() + (bad[0] if run.step == 5 else 0)
     codes = []
-    with pytest.raises(NotFinite, match=f"at step 5 the odd became {value}.*smaller lr .now 0.05.") as caught:
+    with pytest.raises(NotFinite, match=f"at step 5 the odd became {value}.*smaller lr .now 0.06.") as caught:
         for frame in run:
             codes.append(frame.codes)
     assert "\n" not in str(caught.value)

@@ -159,7 +159,7 @@ BAD = [
     ("ema", "is out of range: choose 0 to 0.9999", [-0.1, 1, 0.99999]),
     ("noise", "is out of range: choose -1 to 10", [-1.5, 11]),
     ("chunk", "is out of range: choose 0 to 4096", [-1, 5000]),
-    ("start", "is out of range: choose random, mean", ["zufall", "", None, "Random"]),
+    ("start", "is out of range: choose soft, random, mean", ["zufall", "", None, "Random"]),
     ("optimizer", "is out of range: choose adam, momentum", ["sgd"]),
     ("augment", "choose none, mse, abulafia, nerdyrodent, updated", ["all"]),
     ("precision", "choose auto, float32, bfloat16, float16", ["float8", 16]),
@@ -248,7 +248,7 @@ def test_pairs_that_cannot_be(pair, words):
 def test_presets(name):
     before = Settings(prompts="snow", seed=9, size=(64, 32))
     after = before.preset(name)
-    assert after == before.replace(**PRESETS[name]) and after.steps == {"draft": 60, "good": 200}.get(name, 500)
+    assert after == before.replace(**PRESETS[name]) and after.steps == {"draft": 40, "good": 200}.get(name, 500)
     assert after.prompts == "snow" and after.size == (64, 32)
 
 
@@ -260,9 +260,9 @@ def test_an_unknown_preset():
 def test_the_table_tells_every_setting_its_default_and_range():
     rows = {name: (default, allowed, help) for name, default, allowed, help in table()}
     assert list(rows) == [spec.name for spec in fields(Settings)]
-    assert rows["size"][:2] == ("128x128", "16 to 4096") and rows["steps"][:2] == ("200", "1 to 1000000")
-    assert rows["lr"][:2] == ("0.05", "1e-06 to 100") and rows["noise"][:2] == ("-1.0", "-1 to 10")
-    assert rows["start"][1] == "random, mean" and rows["prompts"][1] == "" and rows["chunk"][1] == "0 to 4096"
+    assert rows["size"][:2] == ("128x128", "16 to 4096") and rows["steps"][:2] == ("80", "1 to 1000000")
+    assert rows["lr"][:2] == ("0.06", "1e-06 to 100") and rows["noise"][:2] == ("-1.0", "-1 to 10")
+    assert rows["start"][1] == "soft, random, mean" and rows["prompts"][1] == "" and rows["chunk"][1] == "0 to 4096"
     assert all(help for _, _, help in rows.values())
     for name, (default, allowed, _) in rows.items():
         assert getattr(Settings().override([f"{name}={default}"]), name) == NAMES[name].default

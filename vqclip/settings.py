@@ -45,7 +45,7 @@ class Settings:
     vqgan: str = _setting("embedded", "the painter: `embedded`, or a checkpoint's name or path")
     clip: str = _setting("embedded", "the judge: `embedded`, a name or path, `open_clip:NAME`; several as `A + B`")
     init_image: str = _setting("", "a picture to start from: a path or a URL")
-    start: str = _setting("soft", "without a picture: `random` codes, `soft` ones nearer the mean, or that `mean` alone",
+    start: str = _setting("soft", "without a picture: `random` codes, `soft` ones nearer the mean, or the `mean`",
                           choices=("soft", "random", "mean"))  # fmt: skip
     init_weight: float = _setting(0.0, "how strongly to stay close to the start", 0, 1000)
     init_decay: int = _setting(0, "steps over which that hold lets go; 0 keeps it", 0, 1_000_000)
