@@ -28,7 +28,7 @@ def models():
 
 @pytest.fixture
 def new_run(models):
-    return lambda **changes: quick.run(**models, **{"steps": STEPS, "augment": "mse", "seed": 3, **changes})
+    return lambda **changes: quick.run(**models, **{"steps": STEPS, "augment": "mse", "seed": 3, "lr": 0.3, **changes})
 
 
 def steered(painting, frames=None, until=None):
