@@ -63,7 +63,7 @@ def draw_reconstructions(pair: Path, path: Path, count: int = 12) -> float:
     """Renders, and what the painter makes of their codes; returns the mean absolute error in [0, 1]."""
     painter = load_vqgan(pair / "vqgan.safetensors")
     real = floats(np.stack([render(scene(4_000_000 + k)) for k in range(count)]))
-    again = painter.decode(painter.embed(painter.nearest(painter.encode(real)))).clamp(0, 1)
+    again = painter.decode(painter.embed(painter.encode(real))).clamp(0, 1)
     rows = [torch.cat(list(row), 2) for row in (real, again)]
     with atomic_path(path) as unfinished:
         _image(torch.cat(rows, 1)).save(unfinished, quality=88)
