@@ -55,9 +55,9 @@ class Vocabulary:
 
 def cut(images: Tensor, size: int, draw: Draw, padding: str) -> Tensor:
     """All of a glimpse that is linear: images (B, 3, H, W), one square of each -> (B, 3, S, S)."""
-    side, left, top = draw.boxes.unbind(1)
-    rows = resampling(side, top, images.shape[2], size)  # (B, S, H)
-    columns = resampling(side, left, images.shape[3], size)  # (B, S, W)
+    side, left, top = draw.boxes.cpu().unbind(1)
+    rows = resampling(side, top, images.shape[2], size).to(images)  # (B, S, H)
+    columns = resampling(side, left, images.shape[3], size).to(images)  # (B, S, W)
     seen = rows[:, None] @ images @ columns[:, None].transpose(2, 3)
     return torch.einsum("nij,njhw->nihw", draw.tints[..., :3], _bend(seen, draw.maps, padding))
 
@@ -227,9 +227,9 @@ class JudgesTraining(pl.LightningModule):
             cutter.noise_generator.manual_seed(seed)
             cutter.n = n
         draws = [cutter.draw(*pictures.shape[2:]) for cutter in (self.small, self.large)]
-        order = torch.randperm(len(pictures))
+        order = torch.randperm(len(pictures), device="cpu")
         draw = Draw(**{
-            field.name: torch.cat([getattr(d, field.name) for d in draws])[order]
+            field.name: torch.cat([getattr(d, field.name) for d in draws])[order].to(pictures.device)
             for field in fields(Draw) if getattr(draws[0], field.name) is not None
         })  # fmt: skip
 
