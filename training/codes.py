@@ -56,6 +56,11 @@ def assign(points: Tensor, centres: Tensor) -> Tensor:
         return torch.cat([torch.addmm(half, part, centres.T).argmax(1) for part in points.float().split(4096)])
 
 
+def nearest(z: Tensor, codebook: Tensor) -> Tensor:
+    """The nearest codes of latents: (B, C, h, w), (k, C) -> (B, h, w)."""
+    return assign(z.permute(0, 2, 3, 1).flatten(0, 2), codebook).view(z.shape[0], *z.shape[2:])
+
+
 def project(images: Tensor, weight: Tensor, mean: Tensor, f: int) -> Tensor:
     """Images (B, 3, H, W) in [-1, 1] -> latent (B, C, h, w): the projection of each f x f patch."""
     dims = len(weight)

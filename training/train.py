@@ -37,25 +37,24 @@ def read_recipe(changes: list[str]) -> DictConfig:
     return recipe
 
 
-def fit(module: pl.LightningModule, batches, recipe: DictConfig, name: str, steps: int, optimizers: int = 1) -> None:
+def fit(module: pl.LightningModule, batches, recipe: DictConfig, name: str, steps: int) -> None:
     """Train until `steps`, from the last checkpoint of that name if there is one.
 
     Args:
+        module: has two optimisers; Lightning counts two steps for one batch.
         batches: gives the data from a step on: `batches(skip)`.
-        optimizers: how many steps Lightning counts for one batch.
     """
     folder = Path(recipe.folder) / name
     last = folder / "last.ckpt"
-    done = torch.load(last, map_location="cpu", weights_only=False)["global_step"] // optimizers if last.exists() else 0
+    done = torch.load(last, map_location="cpu", weights_only=False)["global_step"] // 2 if last.exists() else 0
     if done >= steps:
         module.load_state_dict(torch.load(last, map_location="cpu", weights_only=False)["state_dict"])
         return
-    keep = ModelCheckpoint(folder, save_last=True, every_n_train_steps=recipe.save_every * optimizers)
+    keep = ModelCheckpoint(folder, save_last=True, every_n_train_steps=recipe.save_every * 2)
     trainer = pl.Trainer(
-        max_steps=steps * optimizers, max_epochs=-1, accelerator=recipe.accelerator, devices=1,
+        max_steps=steps * 2, max_epochs=-1, accelerator=recipe.accelerator, devices=1,
         precision=recipe.precision, callbacks=[keep], logger=CSVLogger(folder, "curves"), log_every_n_steps=25,
-        gradient_clip_val=1.0 if optimizers == 1 else None, enable_model_summary=False,
-        enable_progress_bar=sys.stderr.isatty(),
+        enable_model_summary=False, enable_progress_bar=sys.stderr.isatty(),
     )  # fmt: skip
     loader = torch.utils.data.DataLoader(batches(done), batch_size=None)
     trainer.fit(module, loader, ckpt_path=last if last.exists() else None, weights_only=False)
@@ -75,15 +74,14 @@ def train_vqgan(recipe: DictConfig, pictures: np.ndarray) -> PaintersTraining:
             painting.load_state_dict(before.state_dict())
         elif not (Path(recipe.folder) / name / "last.ckpt").exists():
             painting.fit_codes(pictures, v.patches, v.rounds, recipe.seed)
-        fit(painting, lambda skip: Crops(pictures, v.batch, v.crop, recipe.seed + number, skip), recipe, name, c.steps,
-            2)  # fmt: skip
+        fit(painting, lambda skip: Crops(pictures, v.batch, v.crop, recipe.seed + number, skip), recipe, name, c.steps)
         return painting
 
     return stage("sharper", 1, stage("vqgan", 0))
 
 
-def painted_chunks(recipe: DictConfig, pictures: np.ndarray, painting: PaintersTraining) -> list[dict]:
-    """Spoilt latents as the painter shows them, from `recipe.folder` or painted there now, chunk by chunk."""
+def repainted(recipe: DictConfig, pictures: np.ndarray, painting: PaintersTraining) -> dict[str, np.ndarray]:
+    """All that `repaint` makes for the recipe, from `recipe.folder` or painted there now, chunk by chunk."""
     chunks, mosaic, side = [], Mosaic(painting), recipe.clip.chunk
     everything = np.arange(len(pictures))
     with_things = np.array([k for k in everything if scene(k).objects])
@@ -94,20 +92,19 @@ def painted_chunks(recipe: DictConfig, pictures: np.ndarray, painting: PaintersT
             if not path.exists():
                 scenes = order[np.arange(k * side, (k + 1) * side) % len(order)]
                 with atomic(path) as file:
-                    np.savez(file, **repaint(painting, mosaic, pictures, scenes, recipe.seed + k, kind))
+                    np.savez(file, **repaint(painting, mosaic, pictures, scenes, recipe.seed + len(chunks), kind))
             with np.load(path) as stored:
                 chunks.append(dict(stored))
-    return chunks
+    return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
 
 def train_clip(recipe: DictConfig, pictures: np.ndarray, painting: PaintersTraining) -> JudgesTraining:
     """The judge: against mosaics of spoilt codes, and then also against what the painter makes of them."""
     c, network = recipe.clip, OmegaConf.to_container(recipe.clip.network)
     mosaic = Mosaic(painting)
-    some = np.asarray(pictures[: min(8, len(pictures))])
     judging = JudgesTraining(network, c.lr, c.steps, c.weight_decay, c.pointing, mosaic,
-                             slopes(painting, mosaic, some, recipe.seed), recipe.seed)  # fmt: skip
-    painted = partial(painted_chunks, recipe, pictures, painting)
+                             slopes(painting, mosaic, pictures[:8], recipe.seed), recipe.seed)  # fmt: skip
+    painted = partial(repainted, recipe, pictures, painting)
     fit(judging, lambda skip: Captioned(pictures, c.batch, recipe.seed, painted, c.painted_from, c.painted, skip),
         recipe, "clip", c.steps)  # fmt: skip
     return judging

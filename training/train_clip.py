@@ -1,14 +1,14 @@
 """The CLIP of the embedded pair: OpenAI's network, made small, taught to see what its gradients would paint.
 
 Telling scenes apart is easy and says nothing about guidance: a network that only does that is soon satisfied by
-garbage. So its captions must also prefer scenes to pictures with wrong parts, and hold against the small disturbance
-of the glimpse that would mislead them most: that is what turns its gradients from noise into shapes.
+garbage. So pictures are spoilt, and the gradient of their likeness to a caption must point, in the painter's latent, at
+what they were: that is what turns it from noise into shapes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import numpy as np
 import pytorch_lightning as pl
@@ -22,7 +22,7 @@ from vqclip.ops import clamp_with_grad
 from vqclip.perceptor import MEAN, STD, openai_clip, tokenizer
 
 from .captions import all_words, caption
-from .codes import assign, project
+from .codes import nearest, project
 from .data import floats
 from .scenes import Scene, render, scene
 
@@ -55,11 +55,11 @@ class Vocabulary:
 
 def cut(images: Tensor, size: int, draw: Draw, padding: str) -> Tensor:
     """All of a glimpse that is linear: images (B, 3, H, W), one square of each -> (B, 3, S, S)."""
-    side, left, top = draw.boxes.cpu().unbind(1)
+    side, left, top = draw.boxes.unbind(1)
     rows = resampling(side, top, images.shape[2], size).to(images)  # (B, S, H)
     columns = resampling(side, left, images.shape[3], size).to(images)  # (B, S, W)
     seen = rows[:, None] @ images @ columns[:, None].transpose(2, 3)
-    return torch.einsum("nij,njhw->nihw", draw.tints[..., :3], _bend(seen, draw.maps, padding))
+    return torch.einsum("nij,njhw->nihw", draw.tints[..., :3].to(images), _bend(seen, draw.maps, padding))
 
 
 class Transposed(torch.autograd.Function):
@@ -107,6 +107,7 @@ def spoil(z: Tensor, codebook: Tensor, odds: tuple[float, ...] = ODDS["random"],
     hills = hills + 0.1 * torch.rand(B, 1, h, w, device=z.device)
     level = hills.flatten(1).sort(1).values.gather(1, (share.view(B, 1) * (h * w - 1)).long()).view(B, 1, 1, 1)
     both = z + other_share * (others - z)
+    which = torch.tensor(odds, dtype=torch.float, device=z.device).multinomial(B, replacement=True)
     coarse = [F.interpolate(F.avg_pool2d(both, k, ceil_mode=True), (h, w), mode="bilinear") for k in (2, 4)]
     soft = torch.where(torch.rand(B, 1, 1, 1, device=z.device) < 0.5, *coarse)
     ways = torch.stack([
@@ -116,7 +117,6 @@ def spoil(z: Tensor, codebook: Tensor, odds: tuple[float, ...] = ODDS["random"],
     ])  # fmt: skip
     mixed = 1 - (1 - share) * (1 - other_share)
     lost = torch.stack([*[share] * 4, mixed, share, 0.2 * share, other_share]).view(len(ways), B)
-    which = torch.tensor(odds, dtype=torch.float, device=z.device).multinomial(B, replacement=True)
     each = torch.arange(B, device=z.device)
     return ways[which, each], lost[which, each]
 
@@ -140,7 +140,7 @@ class Mosaic(nn.Module):
 
     def codes(self, z: Tensor) -> Tensor:
         """z (B, C, h, w) -> the nearest codes (B, h, w)."""
-        return assign(z.permute(0, 2, 3, 1).flatten(0, 2), self.codebook).view(z.shape[0], *z.shape[2:])
+        return nearest(z, self.codebook)
 
     def forward(self, codes: Tensor) -> Tensor:
         """Codes (B, h, w) -> images (B, 3, H, W) in [0, 1]."""
@@ -167,7 +167,8 @@ class JudgesTraining(pl.LightningModule):
 
     Args:
         network: arguments of OpenAI's `CLIP`, without the vocabulary's size.
-        lr, steps, weight_decay: AdamW's; warm-up of 100 steps, cosine descent.
+        lr, steps, weight_decay: Muon's (Jordan et al. 2024) for the matrices of the transformers, AdamW's for the rest;
+            warm-up of 100 steps, and over the last third of `steps` a straight way down.
         pointing: weight of the gradients' direction against the contrastive loss.
         mosaic: shows spoilt pictures where the batch brings none.
         slopes: (C, 3, k, k), what one of each channel of z adds to a painted picture; see `slopes`.
@@ -178,13 +179,13 @@ class JudgesTraining(pl.LightningModule):
                  slopes: Tensor | None = None, seed: int = 0):  # fmt: skip
         super().__init__()
         self.save_hyperparameters(ignore=["mosaic", "slopes"])
+        self.automatic_optimization = False
         self.mosaic = mosaic
         self.register_buffer("slopes", slopes, persistent=False)
         self.vocabulary = Vocabulary()
         self.clip = openai_clip("model").CLIP(**network, vocab_size=len(self.vocabulary.ids))
         nn.init.constant_(self.clip.logit_scale, np.log(10.0))
-        how = AUGMENTS["mse"]
-        self.large, self.small = (Cutouts(network["image_resolution"], power=power, how=how) for power in (0.2, 1.0))
+        self.cutter = Cutouts(network["image_resolution"], how=AUGMENTS["mse"])
         self.register_buffer("average", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("spread", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
 
@@ -197,9 +198,19 @@ class JudgesTraining(pl.LightningModule):
         tokens = self.vocabulary.encode(texts, self.clip.context_length).to(self.average.device)
         return F.normalize(self.clip.encode_text(tokens).float(), dim=1)
 
-    def training_step(self, batch, batch_idx: int) -> Tensor:
-        whole, spoilt, z, share, facts, texts, said = batch
-        at = self.hparams.seed * 1_000_003 + self.global_step
+    def training_step(self, batch, batch_idx: int) -> None:
+        losses = self.losses(*batch)
+        optimizers, schedulers = self.optimizers(), self.lr_schedulers()
+        self.zero_grad()
+        self.manual_backward(losses["telling"] + self.hparams.pointing * losses["pointing"])
+        nn.utils.clip_grad_norm_(self.clip.parameters(), 1.0)
+        for each in (*optimizers, *schedulers):
+            each.step()
+        self.log_dict(losses)
+
+    def losses(self, whole: Tensor, spoilt: Tensor, z: Tensor, share: Tensor, facts, texts, said) -> dict[str, Tensor]:
+        """The losses of a batch of `Captioned`: "telling" and "pointing"."""
+        at = self.hparams.seed * 1_000_003 + self.global_step // 2  # Lightning counts the steps of both optimisers
         torch.manual_seed(at)
         goal = self.mosaic.latent(whole)
         tiled = len(whole) - len(spoilt)
@@ -212,49 +223,48 @@ class JudgesTraining(pl.LightningModule):
         seen, uphill = self._uphill(spoilt, read, tiled, at)
         with torch.autocast(whole.device.type, enabled=False):  # bfloat16 is too coarse to tell likenesses apart
             logits = self.clip.logit_scale.exp().clamp(max=30) * seen @ read.T  # (B, T)
-            losses = {"telling": agree(logits, right, (1 - share) ** 2), "pointing": ahead(uphill, goal - z, share)}
-        self.log_dict(losses)
-        return losses["telling"] + self.hparams.pointing * losses["pointing"]
+            return {"telling": agree(logits, right, (1 - share) ** 2), "pointing": ahead(uphill, goal - z, share)}
 
     def _uphill(self, pictures: Tensor, read: Tensor, tiled: int, seed: int) -> tuple[Tensor, Tensor]:
         """How pictures (B, 3, H, W) look (B, D), and where in z (B, C, h, w) their likeness to texts (B, D) rises.
 
         Of each one glimpse is cut and disturbed as the loop does it; most are large.
         """
-        few = len(pictures) // 3
-        for cutter, n in ((self.small, few), (self.large, len(pictures) - few)):
-            cutter.generator.manual_seed(seed)
-            cutter.noise_generator.manual_seed(seed)
-            cutter.n = n
-        draws = [cutter.draw(*pictures.shape[2:]) for cutter in (self.small, self.large)]
-        order = torch.randperm(len(pictures), device="cpu")
-        draw = Draw(**{
-            field.name: torch.cat([getattr(d, field.name) for d in draws])[order].to(pictures.device)
-            for field in fields(Draw) if getattr(draws[0], field.name) is not None
-        })  # fmt: skip
+        cutter = self.cutter
+        cutter.generator.manual_seed(seed)
+        cutter.noise_generator.manual_seed(seed)
+        cutter.n, cutter.power = len(pictures), torch.where(torch.arange(len(pictures)) % 3 == 0, 1.0, 0.2)
+        draw = cutter.draw(*pictures.shape[2:])
 
         def linear(images: Tensor) -> Tensor:
-            return cut(images, self.large.size, draw, self.large.how.padding).float()
+            return cut(images, cutter.size, draw, cutter.how.padding).float()
 
         with torch.no_grad():
-            glimpses = clamp_with_grad(linear(pictures) + draw.tints[..., 3:, None] + draw.grains)
+            offset = draw.tints[..., 3:, None] + draw.grains
+            glimpses = clamp_with_grad(linear(pictures) + offset.to(pictures))
         glimpses = glimpses.float().requires_grad_(True)
         with sdpa_kernel(SDPBackend.MATH):  # the fused ones have no second derivative
             seen = self.see(glimpses)
             (uphill,) = torch.autograd.grad((seen * read).sum(), glimpses, create_graph=True)
         back = Transposed.apply(uphill.float(), linear, pictures)
-        along = [F.conv2d(back[:tiled], self.mosaic.slopes, stride=self.mosaic.f)]
+        along = [self._along(back[:tiled], self.mosaic.slopes)]
         if tiled < len(back):
-            border = (self.slopes.shape[-1] - self.mosaic.f) // 2
-            along.append(F.conv2d(back[tiled:], self.slopes, stride=self.mosaic.f, padding=border))
+            along.append(self._along(back[tiled:], self.slopes))
         return seen, torch.cat(along).float()
 
+    def _along(self, back: Tensor, slopes: Tensor) -> Tensor:
+        """Gradients in a picture (B, 3, H, W) -> in z (B, C, h, w): a convolution by cells, faster than by pixels."""
+        cells, slopes = (F.pixel_unshuffle(x, self.mosaic.f) for x in (back, slopes))
+        return F.conv2d(cells, slopes, padding=slopes.shape[-1] // 2)
+
     def configure_optimizers(self):
-        optimizer = torch.optim.AdamW(self.clip.parameters(), self.hparams.lr, (0.9, 0.98),
-                                      weight_decay=self.hparams.weight_decay)  # fmt: skip
-        steps = self.hparams.steps
-        rate = lambda s: min((s + 1) / 100, 0.03 + 0.97 * (0.5 + 0.5 * np.cos(np.pi * min(s / steps, 1))))  # noqa: E731
-        return [optimizer], [{"scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, rate), "interval": "step"}]
+        lr, decay, steps = self.hparams.lr, self.hparams.weight_decay, self.hparams.steps
+        matrices = [p for name, p in self.clip.named_parameters() if "resblocks" in name and p.ndim == 2]
+        others = [p for name, p in self.clip.named_parameters() if not ("resblocks" in name and p.ndim == 2)]
+        both = [torch.optim.Muon(matrices, lr, decay, adjust_lr_fn="match_rms_adamw"),
+                torch.optim.AdamW(others, lr, (0.9, 0.98), weight_decay=decay)]  # fmt: skip
+        rate = lambda s: min((s + 1) / 100, 1.0, max(0.0, 3 * (1 - s / steps)))  # noqa: E731
+        return both, [torch.optim.lr_scheduler.LambdaLR(each, rate) for each in both]
 
 
 def ahead(uphill: Tensor, way: Tensor, share: Tensor) -> Tensor:
@@ -282,33 +292,30 @@ class Captioned(torch.utils.data.IterableDataset):
 
     Args:
         pictures: (M, H, W, 3) uint8, the scenes 0 to M.
-        painted: gives what `repaint` made of some of them, chunk by chunk; asked once it is needed.
+        painted: gives what `repaint` made of some of them; asked once it is needed.
         painted_from: the step from which on a part of each batch is painted.
     """
 
-    def __init__(self, pictures, batch: int, seed: int, painted: Callable[[], list[dict]], painted_from: int,
+    def __init__(self, pictures, batch: int, seed: int, painted: Callable[[], dict[str, np.ndarray]], painted_from: int,
                  part: float, skip: int = 0):  # fmt: skip
         self.pictures, self.batch, self.seed, self.skip = pictures, batch, seed, skip
         self.painted, self.painted_from, self.part = painted, painted_from, part
         self.scenes = [scene(k) for k in range(len(pictures))]
 
     def __iter__(self):
-        step, chunks = self.skip, []
+        step, count = self.skip, 0
+        painted = {"scene": np.zeros(0, int), "picture": self.pictures[:0], "z": np.zeros(0), "share": np.zeros(0)}
         while True:
-            if step >= self.painted_from and not chunks:
-                chunks = self.painted()
+            if step >= self.painted_from and not count:
+                painted, count = self.painted(), int(self.batch * self.part)
             rng = np.random.default_rng((self.seed, step))
-            count = int(self.batch * self.part) if chunks else 0
-            some = [chunks[k] for k in rng.integers(max(1, len(chunks)), size=count)]
-            rows = [int(rng.integers(len(chunk["scene"]))) for chunk in some]
-            again = [int(chunk["scene"][row]) for chunk, row in zip(some, rows, strict=True)]
-            which = [*map(int, rng.choice(len(self.pictures), self.batch - len(some), replace=False)), *again]
-            spoilt, z, share = (np.array([chunk[name][row] for chunk, row in zip(some, rows, strict=True)])
-                                for name in ("picture", "z", "share"))  # fmt: skip
-            whole = floats(self.pictures[np.array(which)])
+            rows = rng.integers(max(1, len(painted["scene"])), size=count)
+            fresh = rng.choice(len(self.pictures), self.batch - count, replace=False)
+            which = np.concatenate([fresh, painted["scene"][rows]])
+            spoilt, z, share = (painted[name][rows] for name in ("picture", "z", "share"))
             scenes = [self.scenes[k] for k in which]
             texts, said = zip(*(caption(s, rng) for s in scenes), strict=True)
-            yield (whole, floats(spoilt) if some else whole[:0], torch.from_numpy(z), torch.from_numpy(share),
+            yield (floats(self.pictures[which]), floats(spoilt), torch.from_numpy(z), torch.from_numpy(share),
                    [s.facts for s in scenes], texts, said)  # fmt: skip
             step += 1
 
@@ -319,11 +326,10 @@ def without_things(of: Scene) -> Scene:
 
 
 @torch.no_grad()
-def show(painting, codes: Tensor) -> Tensor:
-    """Codes (B, h, w) -> what the painter of a `PaintersTraining` makes of them, (B, 3, H, W) in [0, 1]."""
+def show(painting, z_q: Tensor) -> Tensor:
+    """What the painter of a `PaintersTraining` makes of latents (B, C, h, w): (B, 3, H, W), nominally in [0, 1]."""
     with torch.autocast(painting.device.type, torch.bfloat16):
-        painted = painting.painter.eval().decode(painting.painter.embed(codes))
-    return painted.float().clamp(-1, 1) / 2 + 0.5
+        return painting.painter.eval().decode(z_q).float() / 2 + 0.5
 
 
 def repaint(painting, mosaic: Mosaic, pictures: np.ndarray, scenes: np.ndarray, seed: int,
@@ -347,7 +353,8 @@ def repaint(painting, mosaic: Mosaic, pictures: np.ndarray, scenes: np.ndarray, 
         if kind == "soft":
             others[::2] = z.roll(1, 0)[::2]
         z, share = spoil(z, mosaic.codebook, ODDS[kind], others)
-        shown = (show(painting, mosaic.codes(z)) * 255 + 0.5).byte().permute(0, 2, 3, 1)
+        shown = show(painting, painting.painter.embed(mosaic.codes(z))).clamp(0, 1)
+        shown = (shown * 255 + 0.5).byte().permute(0, 2, 3, 1)
         for name, value in (("picture", shown), ("z", z.half()), ("share", share.half())):
             made[name].append(value.cpu().numpy())
     return {name: np.concatenate(values) for name, values in made.items()}
@@ -368,15 +375,11 @@ def slopes(painting, mosaic: Mosaic, pictures: np.ndarray, seed: int, reach: int
     where = torch.zeros(1, 1, h, w, device=z.device)
     where[..., reach::apart, reach::apart] = 1
 
-    def painted(z):
-        with torch.autocast(painting.device.type, torch.bfloat16):
-            return painting.painter.eval().decode(z).float() / 2
-
     out, side = [], (2 * reach + 1) * f
     corners = [(r * f, c * f) for r in range(0, h - 2 * reach, apart) for c in range(0, w - 2 * reach, apart)]
     for channel in range(C):
         move = torch.zeros(1, C, 1, 1, device=z.device)
         move[:, channel] = step
-        change = (painted(z + where * move) - painted(z - where * move)).mean(0) / (2 * step)
+        change = (show(painting, z + where * move) - show(painting, z - where * move)).mean(0) / (2 * step)
         out.append(torch.stack([change[:, y : y + side, x : x + side] for y, x in corners]).mean(0))
     return torch.stack(out)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from taming.modules.diffusionmodules.model import Decoder, Encoder
 from torch import Tensor, nn
 
-from .codes import CODE_STD, assign, kmeans, principal, project, sample_patches
+from .codes import CODE_STD, kmeans, nearest, principal, project, sample_patches
 
 
 class Painter(nn.Module):
@@ -42,8 +42,7 @@ class Painter(nn.Module):
 
     def nearest(self, z: Tensor) -> Tensor:
         """Latent (B, C, h, w) -> codes (B, h, w)."""
-        codes = assign(z.permute(0, 2, 3, 1).flatten(0, 2), self.quantize.embedding.weight.detach())
-        return codes.view(z.shape[0], *z.shape[2:])
+        return nearest(z, self.quantize.embedding.weight.detach())
 
     def embed(self, codes: Tensor) -> Tensor:
         """Codes (B, h, w) -> z_q (B, C, h, w)."""

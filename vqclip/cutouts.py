@@ -19,11 +19,11 @@ from .ops import clamp_with_grad
 CUBIC = -0.75  # Keys' parameter, as torch's and most libraries' bicubic has it
 
 
-def draw_boxes(n: int, height: int, width: int, size: int, power: float, generator: torch.Generator) -> Tensor:
+def draw_boxes(n: int, height: int, width: int, size: int, power: float | Tensor, generator: torch.Generator) -> Tensor:
     """Random squares (N, 3) of (side, left, top) in pixels, int64.
 
     Sides run from min(H, W, size) to min(H, W), as u^power with u even in [0, 1): above 1 favours small crops, below
-    1 large ones. Places are even over where a square fits.
+    1 large ones; a power (N,) gives each its own. Places are even over where a square fits.
     """
     largest = min(height, width)
     smallest = min(largest, size)
