@@ -98,7 +98,7 @@ def test_spoilt_latents_lie_between_the_picture_and_nothing_of_it(kind):
 def test_others_shine_through_where_they_are_given():
     torch.manual_seed(0)
     z, others, codebook = torch.randn(60, 4, 6, 6), torch.randn(60, 4, 6, 6), torch.randn(50, 4)
-    spoilt, share = spoil(z, codebook, (0, 0, 0, 1, 0, 0, 0, 0), others)
+    spoilt, share = spoil(z, codebook, (0, 0, 0, 1, 0, 0, 0, 0, 0), others)
     assert torch.allclose(spoilt, z + share.view(-1, 1, 1, 1) * (others - z), atol=1e-5)
 
 

@@ -81,11 +81,12 @@ class Transposed(torch.autograd.Function):
 
 
 # How often `spoil` does what: all cells towards random codes, some cells, a region of another picture, another picture
-# shining through, that and towards random codes, pale, too far, blurred and a little towards random codes
+# shining through, that and towards random codes, pale, too far, blurred and a little towards random codes, all cells
+# towards random codes halfway to the mean
 ODDS = {
-    "random": (0.3, 0.1, 0.13, 0.12, 0.15, 0.1, 0.1, 0),
-    "bare": (0, 0, 0.1, 0.3, 0.6, 0, 0, 0),
-    "soft": (0, 0, 0, 0, 0, 0, 0, 1),
+    "random": (0.3, 0.1, 0.13, 0.12, 0.15, 0.1, 0.1, 0, 0),
+    "bare": (0, 0, 0.1, 0.3, 0.6, 0, 0, 0, 0),
+    "soft": (0, 0, 0, 0, 0, 0, 0, 0.3, 0.7),
 }
 
 
@@ -93,7 +94,8 @@ def spoil(z: Tensor, codebook: Tensor, odds: tuple[float, ...] = ODDS["random"],
           others: Tensor | None = None) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Latents of pictures (B, C, h, w) -> latents as guidance meets them on its way, and by what share (B,) spoilt.
 
-    Most have some way to go from random codes, where a run begins; others show another picture or have gone too far.
+    Most have some way to go from random codes, or from ones halfway to the mean, where a run begins (`start=soft`);
+    others show another picture or have gone too far.
 
     Args:
         others: the other pictures' latents; their neighbours, where not given.
@@ -113,10 +115,10 @@ def spoil(z: Tensor, codebook: Tensor, odds: tuple[float, ...] = ODDS["random"],
     ways = torch.stack([
         z + share * (codes - z), z + cells * (codes - z), z + (hills <= level) * (others - z),
         z + share * (others - z), both + share * (codes - both), z + share * (mean - z), z + share * (z - mean) / 2,
-        soft + 0.3 * share * (codes - soft),
+        soft + 0.3 * share * (codes - soft), z + share * ((mean + codes) / 2 - z),
     ])  # fmt: skip
     mixed = 1 - (1 - share) * (1 - other_share)
-    lost = torch.stack([*[share] * 4, mixed, share, 0.2 * share, other_share]).view(len(ways), B)
+    lost = torch.stack([*[share] * 4, mixed, share, 0.2 * share, other_share, share]).view(len(ways), B)
     each = torch.arange(B, device=z.device)
     return ways[which, each], lost[which, each]
 
