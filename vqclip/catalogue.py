@@ -113,12 +113,12 @@ def checkpoint_table(root: str | Path) -> str:
         for model in (model for model in models(root) if model.kind == kind):
             note = licences.setdefault(model.licence, len(licences) + 1)
             fetch = ("~" if model.about else "") + size(model.bytes)
-            lines.append(f"{model.name:<22}{fetch:>9}{size(model.kept):>9}   {_state(model, root):<20}"
-                         f"{model.title}: {model.good_at} [{note}]")  # fmt: skip
+            lines.append(f"{model.name:<22}{fetch:>9}{size(model.kept):>9}   {_state(model, root)}")
+            lines.append(f"    {model.title}: {model.good_at} [{note}]")  # on its own: a notebook is 100 letters wide
         lines.append("")
     lines += [f"[{note}] licence: {text}" for text, note in licences.items()]
-    lines += ["", "`embedded`, which comes with vqclip, and any file of your own, by its path, work as well; so do the "
-              "judges of open_clip,", "where it is installed, as open_clip:ViT-B-32/laion2b_s34b_b79k."]  # fmt: skip
+    lines += ["", "`embedded`, which comes with vqclip, and any file of your own, by its path, work as well; where",
+              "open_clip is installed, so do its judges, as open_clip:ViT-B-32/laion2b_s34b_b79k."]  # fmt: skip
     return "\n".join(lines)
 
 
