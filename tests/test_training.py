@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 import vqclip
 from training.captions import LANGUAGES, NOUNS, all_words, caption, phrase
 from training.scenes import COLOURS, GROUNDS, HELD_OUT, SHAPES, SIDE, Scene, render, scene
-from training.train_clip import ODDS, Transposed, spoil, without_things
+from training.train_clip import ODDS, spoil, without_things
 from vqclip.perceptor import tokenizer
 
 
@@ -108,16 +108,6 @@ def test_a_scene_without_its_things_is_otherwise_the_same(what):
     with_them, bare = (render(s).astype(int) for s in (Scene(3, **what), without_things(Scene(3, **what))))
     changed = np.abs(with_them - bare).max(2) > 8
     assert 0.01 < changed.mean() < 0.5
-
-
-def test_a_linear_map_is_transposed_with_its_gradient():
-    torch.manual_seed(0)
-    matrix = torch.randn(7, 5, dtype=torch.float64)
-    seen = torch.randn(3, 7, dtype=torch.float64, requires_grad=True)
-    back = Transposed.apply(seen, lambda x: x @ matrix.T, torch.zeros(3, 5, dtype=torch.float64))
-    assert torch.allclose(back, seen @ matrix)
-    (gradient,) = torch.autograd.grad(back.pow(2).sum() / 2, seen)
-    assert torch.allclose(gradient, seen @ matrix @ matrix.T)
 
 
 def test_captions_mention_only_what_is_true():

@@ -23,7 +23,7 @@ from vqclip.files import atomic
 from .data import rendered
 from .export import export_clip, export_vqgan
 from .scenes import scene
-from .train_clip import Captioned, JudgesTraining, Mosaic, repaint, slopes
+from .train_clip import Captioned, JudgesTraining, Mosaic, repaint
 from .train_vqgan import Crops, PaintersTraining
 
 RECIPE = Path(__file__).parent / "recipe.yaml"
@@ -94,16 +94,15 @@ def repainted(recipe: DictConfig, pictures: np.ndarray, painting: PaintersTraini
                 with atomic(path) as file:
                     np.savez(file, **repaint(painting, mosaic, pictures, scenes, recipe.seed + len(chunks), kind))
             with np.load(path) as stored:
-                chunks.append(dict(stored))
+                chunks.append({name: stored[name] for name in ("scene", "picture", "share")})
     return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
 
 def train_clip(recipe: DictConfig, pictures: np.ndarray, painting: PaintersTraining) -> JudgesTraining:
     """The judge: against mosaics of spoilt codes, and then also against what the painter makes of them."""
     c, network = recipe.clip, OmegaConf.to_container(recipe.clip.network)
-    mosaic = Mosaic(painting)
-    judging = JudgesTraining(network, c.lr, c.steps, c.weight_decay, c.pointing, mosaic,
-                             slopes(painting, mosaic, pictures[:8], recipe.seed), recipe.seed)  # fmt: skip
+    torch.manual_seed(recipe.seed)
+    judging = JudgesTraining(network, c.lr, c.steps, c.weight_decay, c.pointing, Mosaic(painting), recipe.seed)
     painted = partial(repainted, recipe, pictures, painting)
     fit(judging, lambda skip: Captioned(pictures, c.batch, recipe.seed, painted, c.painted_from, c.painted, skip),
         recipe, "clip", c.steps)  # fmt: skip

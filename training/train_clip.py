@@ -1,8 +1,8 @@
 """The CLIP of the embedded pair: OpenAI's network, made small, taught to see what its gradients would paint.
 
 Telling scenes apart is easy and says nothing about guidance: a network that only does that is soon satisfied by
-garbage. So pictures are spoilt, and the gradient of their likeness to a caption must point, in the painter's latent, at
-what they were: that is what turns it from noise into shapes.
+garbage. So pictures are spoilt, and the gradient of their likeness to a caption must point at what they were: that is
+what turns it from noise into shapes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .codes import nearest, project
 from .data import floats
 from .scenes import Scene, render, scene
 
-SCALES = (1, 2, 4)  # codes: directions are compared averaged over squares of these sides
+COARSE = 8  # pixels of a glimpse: what squares of this side lose of a direction is compared by itself too
 
 
 class Vocabulary:
@@ -60,24 +60,6 @@ def cut(images: Tensor, size: int, draw: Draw, padding: str) -> Tensor:
     columns = resampling(side, left, images.shape[3], size).to(images)  # (B, S, W)
     seen = rows[:, None] @ images @ columns[:, None].transpose(2, 3)
     return torch.einsum("nij,njhw->nihw", draw.tints[..., :3].to(images), _bend(seen, draw.maps, padding))
-
-
-class Transposed(torch.autograd.Function):
-    """The transpose of a linear map, with a gradient: torch has none for the backward pass of its grid sampling."""
-
-    @staticmethod
-    def forward(ctx, seen: Tensor, linear, like: Tensor) -> Tensor:
-        """What `linear`, a function of tensors like `like`, passes back of `seen`."""
-        ctx.linear = linear
-        with torch.enable_grad():
-            x = torch.zeros_like(like).requires_grad_(True)
-            (back,) = torch.autograd.grad(linear(x), x, seen)
-        return back
-
-    @staticmethod
-    def backward(ctx, back: Tensor) -> tuple:
-        """A transpose's transpose is the map."""
-        return ctx.linear(back), None, None
 
 
 # How often `spoil` does what: all cells towards random codes, some cells, a region of another picture, another picture
@@ -134,7 +116,6 @@ class Mosaic(nn.Module):
         self.register_buffer("codebook", painting.painter.quantize.embedding.weight.detach().clone(), persistent=False)
         patch = torch.linalg.pinv(self.weight).T  # (C, 3*f*f): what one of a channel adds
         self.register_buffer("patches", (self.codebook @ patch + self.mean) / 2 + 0.5, persistent=False)
-        self.register_buffer("slopes", patch.view(-1, 3, self.f, self.f) / 2, persistent=False)
 
     def latent(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [0, 1] -> z (B, C, h, w), before it is quantised."""
@@ -161,8 +142,8 @@ class JudgesTraining(pl.LightningModule):
     """Contrastive learning with many right answers, in which every gradient must point at a right picture.
 
     What guides a picture is not how alike CLIP finds it to the text, but where that likeness rises. So besides telling
-    pictures apart, the likeness of a spoilt picture to a caption must rise, in the painter's latent, towards the whole
-    picture that the caption was made of: denoising score matching (Vincent 2011; Song and Ermon 2019, arXiv
+    pictures apart, the likeness of a spoilt picture to a caption must rise towards the whole picture that the caption
+    was made of: denoising score matching (Vincent 2011; Song and Ermon 2019, arXiv
     1907.05600) of an energy that is CLIP's own cosine. The many ways to spoil a picture take the place of the noise;
     as most begin at random codes, where a run begins, following the gradient is close to a rectified flow (Liu et al.
     2022, arXiv 2209.03003).
@@ -173,17 +154,15 @@ class JudgesTraining(pl.LightningModule):
             warm-up of 100 steps, and over the last third of `steps` a straight way down.
         pointing: weight of the gradients' direction against the contrastive loss.
         mosaic: shows spoilt pictures where the batch brings none.
-        slopes: (C, 3, k, k), what one of each channel of z adds to a painted picture; see `slopes`.
         seed: of all glimpses; a step draws the same whether or not training was interrupted before it.
     """
 
     def __init__(self, network: dict, lr: float, steps: int, weight_decay: float, pointing: float, mosaic: Mosaic,
-                 slopes: Tensor | None = None, seed: int = 0):  # fmt: skip
+                 seed: int = 0):  # fmt: skip
         super().__init__()
-        self.save_hyperparameters(ignore=["mosaic", "slopes"])
+        self.save_hyperparameters(ignore=["mosaic"])
         self.automatic_optimization = False
         self.mosaic = mosaic
-        self.register_buffer("slopes", slopes, persistent=False)
         self.vocabulary = Vocabulary()
         self.clip = openai_clip("model").CLIP(**network, vocab_size=len(self.vocabulary.ids))
         nn.init.constant_(self.clip.logit_scale, np.log(10.0))
@@ -210,54 +189,40 @@ class JudgesTraining(pl.LightningModule):
             each.step()
         self.log_dict(losses)
 
-    def losses(self, whole: Tensor, spoilt: Tensor, z: Tensor, share: Tensor, facts, texts, said) -> dict[str, Tensor]:
+    def losses(self, whole: Tensor, spoilt: Tensor, share: Tensor, facts, texts, said) -> dict[str, Tensor]:
         """The losses of a batch of `Captioned`: "telling" and "pointing"."""
         at = self.hparams.seed * 1_000_003 + self.global_step // 2  # Lightning counts the steps of both optimisers
         torch.manual_seed(at)
-        goal = self.mosaic.latent(whole)
         tiled = len(whole) - len(spoilt)
         if tiled:
-            tiled_z, tiled_share = spoil(goal[:tiled], self.mosaic.codebook)
-            spoilt = torch.cat([self.mosaic(self.mosaic.codes(tiled_z)), spoilt])
-            z, share = torch.cat([tiled_z, z.float()]), torch.cat([tiled_share, share.float()])
+            z, tiled_share = spoil(self.mosaic.latent(whole[:tiled]), self.mosaic.codebook)
+            spoilt = torch.cat([self.mosaic(self.mosaic.codes(z)), spoilt])
+            share = torch.cat([tiled_share, share.float()])
         right = torch.tensor([[s <= f for s in said] for f in facts], device=whole.device)  # (B, T)
         read = self.read(list(texts))
-        seen, uphill = self._uphill(spoilt, read, tiled, at)
+        seen, uphill, way = self._uphill(spoilt, whole, read, at)
         with torch.autocast(whole.device.type, enabled=False):  # bfloat16 is too coarse to tell likenesses apart
             logits = self.clip.logit_scale.exp().clamp(max=30) * seen @ read.T  # (B, T)
-            return {"telling": agree(logits, right, (1 - share) ** 2), "pointing": ahead(uphill, goal - z, share)}
+            return {"telling": agree(logits, right, (1 - share) ** 2), "pointing": ahead(uphill, way, share)}
 
-    def _uphill(self, pictures: Tensor, read: Tensor, tiled: int, seed: int) -> tuple[Tensor, Tensor]:
-        """How pictures (B, 3, H, W) look (B, D), and where in z (B, C, h, w) their likeness to texts (B, D) rises.
+    def _uphill(self, spoilt: Tensor, whole: Tensor, read: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+        """How pictures (B, 3, H, W) look (B, D), where their likeness to texts (B, D) rises, and where it should.
 
-        Of each one glimpse is cut and disturbed as the loop does it; most are large.
+        Of each one glimpse (B, 3, S, S) is cut and disturbed as the loop does it; most are large.
         """
         cutter = self.cutter
         cutter.generator.manual_seed(seed)
         cutter.noise_generator.manual_seed(seed)
-        cutter.n, cutter.power = len(pictures), torch.where(torch.arange(len(pictures)) % 3 == 0, 1.0, 0.2)
-        draw = cutter.draw(*pictures.shape[2:])
-
-        def linear(images: Tensor) -> Tensor:
-            return cut(images, cutter.size, draw, cutter.how.padding).float()
-
+        cutter.n, cutter.power = len(spoilt), torch.where(torch.arange(len(spoilt)) % 3 == 0, 1.0, 0.2)
+        draw = cutter.draw(*spoilt.shape[2:])
         with torch.no_grad():
-            offset = draw.tints[..., 3:, None] + draw.grains
-            glimpses = clamp_with_grad(linear(pictures) + offset.to(pictures))
-        glimpses = glimpses.float().requires_grad_(True)
+            now, then = (cut(x, cutter.size, draw, cutter.how.padding).float() for x in (spoilt, whole))
+            glimpses = clamp_with_grad(now + (draw.tints[..., 3:, None] + draw.grains).to(now))
+        glimpses.requires_grad_(True)
         with sdpa_kernel(SDPBackend.MATH):  # the fused ones have no second derivative
             seen = self.see(glimpses)
             (uphill,) = torch.autograd.grad((seen * read).sum(), glimpses, create_graph=True)
-        back = Transposed.apply(uphill.float(), linear, pictures)
-        along = [self._along(back[:tiled], self.mosaic.slopes)]
-        if tiled < len(back):
-            along.append(self._along(back[tiled:], self.slopes))
-        return seen, torch.cat(along).float()
-
-    def _along(self, back: Tensor, slopes: Tensor) -> Tensor:
-        """Gradients in a picture (B, 3, H, W) -> in z (B, C, h, w): a convolution by cells, faster than by pixels."""
-        cells, slopes = (F.pixel_unshuffle(x, self.mosaic.f) for x in (back, slopes))
-        return F.conv2d(cells, slopes, padding=slopes.shape[-1] // 2)
+        return seen, uphill.float(), then - now
 
     def configure_optimizers(self):
         lr, decay, steps = self.hparams.lr, self.hparams.weight_decay, self.hparams.steps
@@ -270,26 +235,26 @@ class JudgesTraining(pl.LightningModule):
 
 
 def ahead(uphill: Tensor, way: Tensor, share: Tensor) -> Tensor:
-    """1 - the cosine between directions (B, C, h, w) in z, `uphill` and the `way` to go.
+    """1 - the cosine between directions (B, 3, S, S) in a glimpse, `uphill` and the `way` to go.
 
     Half of it for each picture by itself, half over the batch as one vector, so that gradients also are as long as
-    there is far to go; averaged over cells and over squares of them, which have less noise.
+    there is far to go; of the whole direction, and of its detail, which colours would drown.
     """
     cosines, far = [], (share > 0.05).float()
-    for cells in SCALES:
-        up, to = (F.avg_pool2d(x, cells).flatten(1) for x in (uphill, way))
+    coarse = [F.interpolate(F.avg_pool2d(x, COARSE), scale_factor=COARSE) for x in (uphill, way)]
+    for up, to in ((uphill, way), (uphill - coarse[0], way - coarse[1])):
         cosines += [
-            (F.cosine_similarity(up, to, dim=1) * far).sum() / far.sum().clamp(min=1),
+            (F.cosine_similarity(up.flatten(1), to.flatten(1), dim=1) * far).sum() / far.sum().clamp(min=1),
             F.cosine_similarity(up.flatten(), to.flatten(), 0),
         ]
     return 1 - torch.stack(cosines).mean()
 
 
 class Captioned(torch.utils.data.IterableDataset):
-    """Batches (whole, spoilt, z, share, facts, texts, said), step by step from one seed.
+    """Batches (whole, spoilt, share, facts, texts, said), step by step from one seed.
 
     whole (B, 3, H, W) in [0, 1]: scenes as rendered; spoilt (B', 3, H, W): the last of them as the painter shows the
-    spoilt latents z (B', C, h, w), share (B',) of which is lost. facts: what is true of each image. texts, said: a
+    spoilt latents, share (B',) of which is lost. facts: what is true of each image. texts, said: a
     caption of each image and the facts that it mentions.
 
     Args:
@@ -306,7 +271,7 @@ class Captioned(torch.utils.data.IterableDataset):
 
     def __iter__(self):
         step, count = self.skip, 0
-        painted = {"scene": np.zeros(0, int), "picture": self.pictures[:0], "z": np.zeros(0), "share": np.zeros(0)}
+        painted = {"scene": np.zeros(0, int), "picture": self.pictures[:0], "share": np.zeros(0)}
         while True:
             if step >= self.painted_from and not count:
                 painted, count = self.painted(), int(self.batch * self.part)
@@ -314,11 +279,11 @@ class Captioned(torch.utils.data.IterableDataset):
             rows = rng.integers(max(1, len(painted["scene"])), size=count)
             fresh = rng.choice(len(self.pictures), self.batch - count, replace=False)
             which = np.concatenate([fresh, painted["scene"][rows]])
-            spoilt, z, share = (painted[name][rows] for name in ("picture", "z", "share"))
+            spoilt, share = (painted[name][rows] for name in ("picture", "share"))
             scenes = [self.scenes[k] for k in which]
             texts, said = zip(*(caption(s, rng) for s in scenes), strict=True)
-            yield (floats(self.pictures[which]), floats(spoilt), torch.from_numpy(z), torch.from_numpy(share),
-                   [s.facts for s in scenes], texts, said)  # fmt: skip
+            yield (floats(self.pictures[which]), floats(spoilt), torch.from_numpy(share), [s.facts for s in scenes],
+                   texts, said)  # fmt: skip
             step += 1
 
 
@@ -327,16 +292,9 @@ def without_things(of: Scene) -> Scene:
     return replace(of, objects=tuple((name, of.backdrop) for name, _ in of.objects if not of.ground))
 
 
-@torch.no_grad()
-def show(painting, z_q: Tensor) -> Tensor:
-    """What the painter of a `PaintersTraining` makes of latents (B, C, h, w): (B, 3, H, W), nominally in [0, 1]."""
-    with torch.autocast(painting.device.type, torch.bfloat16):
-        return painting.painter.eval().decode(z_q).float() / 2 + 0.5
-
-
 def repaint(painting, mosaic: Mosaic, pictures: np.ndarray, scenes: np.ndarray, seed: int,
             kind: str = "random") -> dict[str, np.ndarray]:  # fmt: skip
-    """What the painter shows of spoilt latents of scenes: arrays `scene`, `picture` (uint8), `z`, `share` (halves).
+    """What the painter shows of spoilt latents of scenes: arrays `scene`, `picture` (uint8), `share` (half).
 
     Args:
         kind: of ODDS. Of all kinds but "random" the other pictures are the scenes without their things; of "soft" ones,
@@ -347,7 +305,7 @@ def repaint(painting, mosaic: Mosaic, pictures: np.ndarray, scenes: np.ndarray, 
     def latent(pictures: np.ndarray) -> Tensor:
         return mosaic.latent(floats(pictures).to(painting.device))
 
-    made = {"scene": [scenes], "picture": [], "z": [], "share": []}
+    made = {"scene": [scenes], "picture": [], "share": []}
     for some in np.array_split(scenes, max(1, len(scenes) // 16)):
         z, others = latent(pictures[some]), None
         if kind != "random":
@@ -355,33 +313,9 @@ def repaint(painting, mosaic: Mosaic, pictures: np.ndarray, scenes: np.ndarray, 
         if kind == "soft":
             others[::2] = z.roll(1, 0)[::2]
         z, share = spoil(z, mosaic.codebook, ODDS[kind], others)
-        shown = show(painting, painting.painter.embed(mosaic.codes(z))).clamp(0, 1)
-        shown = (shown * 255 + 0.5).byte().permute(0, 2, 3, 1)
-        for name, value in (("picture", shown), ("z", z.half()), ("share", share.half())):
-            made[name].append(value.cpu().numpy())
+        with torch.no_grad(), torch.autocast(painting.device.type, torch.bfloat16):
+            shown = painting.painter.eval().decode(painting.painter.embed(mosaic.codes(z)))
+        shown = ((shown.float() / 2 + 0.5).clamp(0, 1) * 255 + 0.5).byte().permute(0, 2, 3, 1)
+        made["picture"].append(shown.cpu().numpy())
+        made["share"].append(share.half().cpu().numpy())
     return {name: np.concatenate(values) for name, values in made.items()}
-
-
-@torch.no_grad()
-def slopes(painting, mosaic: Mosaic, pictures: np.ndarray, seed: int, reach: int = 1, apart: int = 4) -> Tensor:
-    """The painter's mean Jacobian: what one of each channel of z adds to a picture (C, 3, k, k), k = (2*reach+1)*f.
-
-    Taken by finite differences at spoilt pictures (M, H, W, 3). A gradient with respect to a picture, convolved with
-    this, is nearly that with respect to z, and costs nothing beside the decoder's own.
-    """
-    torch.manual_seed(seed)
-    z, _ = spoil(mosaic.latent(floats(pictures).to(painting.device)), mosaic.codebook)
-    z = painting.painter.embed(mosaic.codes(z))  # (B, C, h, w)
-    B, C, h, w = z.shape
-    f, step = mosaic.f, 0.3
-    where = torch.zeros(1, 1, h, w, device=z.device)
-    where[..., reach::apart, reach::apart] = 1
-
-    out, side = [], (2 * reach + 1) * f
-    corners = [(r * f, c * f) for r in range(0, h - 2 * reach, apart) for c in range(0, w - 2 * reach, apart)]
-    for channel in range(C):
-        move = torch.zeros(1, C, 1, 1, device=z.device)
-        move[:, channel] = step
-        change = (show(painting, z + where * move) - show(painting, z - where * move)).mean(0) / (2 * step)
-        out.append(torch.stack([change[:, y : y + side, x : x + side] for y, x in corners]).mean(0))
-    return torch.stack(out)
