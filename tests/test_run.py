@@ -318,7 +318,7 @@ def test_a_loss_that_is_no_number_stops_the_run_before_its_step(paint, painter, 
     bad = [value]
     run.losses["odd"] = 1.0, lambda image: 0 * image.sum() + (bad[0] if run.step == 5 else 0)
     codes = []
-    with pytest.raises(NotFinite, match=f"at step 5 the odd became {value}.*smaller lr .now 0.06.") as caught:
+    with pytest.raises(NotFinite, match=f"at step 5 the odd became {value}.*smaller lr .now 0.12.") as caught:
         for frame in run:
             codes.append(frame.codes)
     assert "\n" not in str(caught.value)

@@ -261,7 +261,7 @@ def test_the_table_tells_every_setting_its_default_and_range():
     rows = {name: (default, allowed, help) for name, default, allowed, help in table()}
     assert list(rows) == [spec.name for spec in fields(Settings)]
     assert rows["size"][:2] == ("128x128", "16 to 4096") and rows["steps"][:2] == ("80", "1 to 1000000")
-    assert rows["lr"][:2] == ("0.06", "1e-06 to 100") and rows["noise"][:2] == ("-1.0", "-1 to 10")
+    assert rows["lr"][:2] == ("0.12", "1e-06 to 100") and rows["noise"][:2] == ("-1.0", "-1 to 10")
     assert rows["start"][1] == "soft, random, mean" and rows["prompts"][1] == "" and rows["chunk"][1] == "0 to 4096"
     assert all(help for _, _, help in rows.values())
     for name, (default, allowed, _) in rows.items():

@@ -51,7 +51,7 @@ class Settings:
     init_decay: int = _setting(0, "steps over which that hold lets go; 0 keeps it", 0, 1_000_000)
     optimizer: str = _setting("momentum", "how z moves: `momentum` over the whole latent, or Crowson's `adam`",
                               choices=("adam", "momentum"))  # fmt: skip
-    lr: float = _setting(0.06, "the learning rate: how far z moves a step", 1e-6, 100)
+    lr: float = _setting(0.12, "the learning rate: how far z moves a step", 1e-6, 100)
     cutouts: int = _setting(16, "how many glimpses the judge takes each step", 1, 4096)
     cut_pow: float = _setting(0.2, "above 1 more small glimpses, below 1 more large ones", 0.01, 100)
     cutter: str = _setting("crops", "glimpses are `crops`, or `pooled`: the whole picture each time",
