@@ -345,6 +345,14 @@ def test_a_form_has_all_settings_and_keeps_what_is_chosen(tmp_path):
     assert Form(tmp_path / "settings.yaml").fields["size"].value == "64x48"
 
 
+def test_a_form_says_beside_each_field_what_it_is(tmp_path):
+    form = Form(tmp_path / "settings.yaml")
+    lines = {line.children[0].description: line.children[1].value for line in form.widget.children[1:-1]}
+    assert lines.keys() == form.fields.keys()
+    assert "how many steps to take" in lines["steps"]
+    assert "<code>embedded</code>" in lines["vqgan"]
+
+
 def test_a_picture_dropped_on_it_fills_the_form(studio, tmp_path):
     asyncio.run(studio.run())
     picture = (studio.session.path / "final.png").read_bytes()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import tempfile
 from dataclasses import Field
 from html import escape
@@ -37,7 +38,8 @@ class Form:
                                             **{TIP: "fill the form with the recipe in a picture or video"})  # fmt: skip
         self.upload.observe(self._uploaded, "value")
         self.said = ipywidgets.HTML()
-        self.widget = ipywidgets.VBox([self.upload, *self.fields.values(), self.said])
+        lines = [_line(widget, NAMES[name].metadata["help"]) for name, widget in self.fields.items()]
+        self.widget = ipywidgets.VBox([self.upload, *lines, self.said])
 
     def _ipython_display_(self) -> None:
         from IPython.display import display
@@ -83,11 +85,19 @@ def uploaded(value: Any) -> list[tuple[str, bytes]]:
     return [(entry["name"], bytes(entry["content"])) for entry in value]
 
 
+def _line(field: Any, help: str) -> ipywidgets.HBox:
+    """A field with its meaning beside it, or below it where the page is narrow."""
+    said = re.sub("`(.+?)`", r"<code>\1</code>", escape(help))
+    meaning = ipywidgets.HTML(f'<div style="opacity: .75; line-height: 1.3">{said}</div>',
+                              layout={"flex": "1 1 18em", "width": "auto", "min_width": "0"})  # fmt: skip
+    return ipywidgets.HBox([field, meaning], layout={"flex_flow": "row wrap", "align_items": "center"})
+
+
 def _field(spec: Field, value: Any) -> Any:
     """The widget that suits a setting: by its type, range and choices."""
     low, high, choices = (spec.metadata[key] for key in ("low", "high", "choices"))
-    traits = {"description": spec.name, "style": {"description_width": "8em"}, "layout": {"width": "min(100%, 44em)"},
-              TIP: spec.metadata["help"], "value": _shown(value)}  # fmt: skip
+    traits = {"description": spec.name, "style": {"description_width": "8em"}, "layout": {"flex": "1 1 22em",
+              "max_width": "100%"}, TIP: spec.metadata["help"], "value": _shown(value)}  # fmt: skip
     if choices:
         return ipywidgets.Dropdown(options=choices, **traits)
     if isinstance(value, (int, float)):
