@@ -1,6 +1,7 @@
 """The embedded pair's recipe: scenes are what their facts say, captions mention only what is true, losses fall."""
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from safetensors.torch import load_file
 import vqclip
 from training.captions import LANGUAGES, NOUNS, all_words, caption, phrase
 from training.scenes import COLOURS, GROUNDS, HELD_OUT, SHAPES, SIDE, Scene, render, scene
-from training.train_clip import ODDS, spoil, without_things
+from training.train_clip import ODDS, bend, spoil, with_other_things, without_things
 from vqclip.perceptor import tokenizer
 
 
@@ -89,8 +90,8 @@ def test_spoilt_latents_lie_between_the_picture_and_nothing_of_it(kind):
     spoilt, share = spoil(z, codebook, ODDS[kind])
     lost = (spoilt - z).flatten(1).norm(dim=1) / z.flatten(1).norm(dim=1)
     assert spoilt.shape == z.shape and share.shape == (400,) and share.min() >= 0 and share.max() <= 1
-    assert 0.3 < lost.median() < 1.2 and lost.max() < 2.5
-    assert np.corrcoef(lost, share)[0, 1] > 0.3
+    assert 0.3 < lost.median() < 1.4 and lost.max() < 2.5
+    assert kind == "bent" or np.corrcoef(lost, share)[0, 1] > 0.3  # which other picture says more than how much of it
     if kind == "random":
         assert lost.min() < 0.1 and 0.4 < lost.median() < 1.2 and lost.max() > 1.2
 
@@ -98,7 +99,7 @@ def test_spoilt_latents_lie_between_the_picture_and_nothing_of_it(kind):
 def test_others_shine_through_where_they_are_given():
     torch.manual_seed(0)
     z, others, codebook = torch.randn(60, 4, 6, 6), torch.randn(60, 4, 6, 6), torch.randn(50, 4)
-    spoilt, share = spoil(z, codebook, (0, 0, 0, 1, 0, 0, 0, 0, 0), others)
+    spoilt, share = spoil(z, codebook, (0, 0, 0, 1, 0, 0, 0, 0, 0, 0), others)
     assert torch.allclose(spoilt, z + share.view(-1, 1, 1, 1) * (others - z), atol=1e-5)
 
 
@@ -108,6 +109,28 @@ def test_a_scene_without_its_things_is_otherwise_the_same(what):
     with_them, bare = (render(s).astype(int) for s in (Scene(3, **what), without_things(Scene(3, **what))))
     changed = np.abs(with_them - bare).max(2) > 8
     assert 0.01 < changed.mean() < 0.5
+
+
+def test_other_things_stand_where_the_first_ones_stood_and_are_never_held_out():
+    rng = np.random.default_rng(0)
+    changed = 0
+    for k in range(300):
+        other = with_other_things(scene(k), rng)
+        assert not HELD_OUT & other.pairs
+        assert (other.ground, other.time, other.weather) == (scene(k).ground, scene(k).time, scene(k).weather)
+        assert all((name in SHAPES) == (not other.ground) for name, _ in other.objects)
+        changed += other.objects != scene(k).objects
+    assert changed > 100
+    of = Scene(3, "", objects=(("circle", "red"),), backdrop="blue")
+    apart = np.abs(render(of).astype(int) - render(replace(of, objects=(("square", "red"),)))).max(2) > 8
+    assert 0.005 < apart.mean() < 0.2
+
+
+def test_bent_pictures_are_out_of_shape_by_a_few_pixels():
+    torch.manual_seed(0)
+    along = torch.linspace(0, 1, 128).expand(20, 3, 128, 128)  # each pixel is its own place
+    pushed = (bend(along) - along).abs() * 127
+    assert pushed.mean(dim=(1, 2, 3)).max() > 1 and 4 < pushed.max() < 30
 
 
 def test_captions_mention_only_what_is_true():

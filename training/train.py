@@ -86,7 +86,7 @@ def repainted(recipe: DictConfig, pictures: np.ndarray, painting: PaintersTraini
     everything = np.arange(len(pictures))
     with_things = np.array([k for k in everything if scene(k).objects])
     for kind, count in recipe.clip.chunks.items():
-        order = with_things if kind == "bare" else everything
+        order = with_things if kind in ("bare", "bent") else everything
         for k in range(count):
             path = Path(recipe.folder) / f"painted-{kind}-{k}.npz"
             if not path.exists():

@@ -24,8 +24,9 @@ from vqclip.perceptor import MEAN, STD, openai_clip, tokenizer
 from .captions import all_words, caption
 from .codes import nearest, project
 from .data import floats
-from .scenes import Scene, render, scene
+from .scenes import COLOURED, COLOURS, HELD_OUT, PLACES, SHAPES, Scene, render, scene
 
+STANDING = tuple(sorted({"balloon"}.union(*PLACES.values())))  # what takes a place of its own in a scene
 COARSE = 8  # pixels of a glimpse: what squares of this side lose of a direction is compared by itself too
 
 
@@ -64,11 +65,12 @@ def cut(images: Tensor, size: int, draw: Draw, padding: str) -> Tensor:
 
 # How often `spoil` does what: all cells towards random codes, some cells, a region of another picture, another picture
 # shining through, that and towards random codes, pale, too far, blurred and a little towards random codes, all cells
-# towards random codes halfway to the mean
+# towards random codes halfway to the mean, another picture and a little towards random codes
 ODDS = {
-    "random": (0.3, 0.1, 0.13, 0.12, 0.15, 0.1, 0.1, 0, 0),
-    "bare": (0, 0, 0.1, 0.3, 0.6, 0, 0, 0, 0),
-    "soft": (0, 0, 0, 0, 0, 0, 0, 0.3, 0.7),
+    "random": (0.3, 0.1, 0.13, 0.12, 0.15, 0.1, 0.1, 0, 0, 0),
+    "bare": (0, 0, 0.1, 0.3, 0.6, 0, 0, 0, 0, 0),  # the other picture: the scene without its things
+    "soft": (0, 0, 0, 0, 0, 0, 0, 0.3, 0.7, 0),
+    "bent": (0, 0, 0.2, 0, 0.2, 0, 0, 0, 0, 0.6),  # the scene out of shape, or with other things in the same places
 }
 
 
@@ -98,9 +100,11 @@ def spoil(z: Tensor, codebook: Tensor, odds: tuple[float, ...] = ODDS["random"],
         z + share * (codes - z), z + cells * (codes - z), z + (hills <= level) * (others - z),
         z + share * (others - z), both + share * (codes - both), z + share * (mean - z), z + share * (z - mean) / 2,
         soft + 0.3 * share * (codes - soft), z + share * ((mean + codes) / 2 - z),
+        others + 0.3 * share * (codes - others),
     ])  # fmt: skip
     mixed = 1 - (1 - share) * (1 - other_share)
-    lost = torch.stack([*[share] * 4, mixed, share, 0.2 * share, other_share, share]).view(len(ways), B)
+    lost = torch.stack([*[share] * 4, mixed, share, 0.2 * share, other_share, share, torch.ones_like(share)])
+    lost = lost.view(len(ways), B)
     each = torch.arange(B, device=z.device)
     return ways[which, each], lost[which, each]
 
@@ -292,27 +296,63 @@ def without_things(of: Scene) -> Scene:
     return replace(of, objects=tuple((name, of.backdrop) for name, _ in of.objects if not of.ground))
 
 
+def with_other_things(of: Scene, rng: np.random.Generator) -> Scene:
+    """The same scene with another shape for a shape, other things for those that stand in it; none of HELD_OUT."""
+
+    def other(name: str, colour: str) -> tuple[str, str]:
+        name = str(rng.choice(next((kind for kind in (SHAPES, STANDING) if name in kind), (name,))))
+        return name, (colour or str(rng.choice(list(COLOURS)))) if name in (*COLOURED, *SHAPES) else ""
+
+    while True:
+        drawn = replace(of, objects=tuple(dict(other(*thing) for thing in of.objects).items()))
+        if not HELD_OUT & drawn.pairs:
+            return drawn
+
+
+def bend(images: Tensor) -> Tensor:
+    """Images (B, 3, H, W) out of shape: pushed to and fro by up to some eight pixels, in few large waves or many."""
+    B, _, H, W = images.shape
+    waves, size = (4, 8, 16)[int(torch.randint(3, ()))], (H, W)
+    push = torch.randn(B, 2, waves, waves, device=images.device) * torch.rand(B, 1, 1, 1, device=images.device)
+    push = F.interpolate(push * 0.6 / waves, size, mode="bicubic")  # in half sides
+    straight = F.affine_grid(torch.eye(2, 3, device=images.device).expand(B, 2, 3), (B, 3, H, W), align_corners=False)
+    return F.grid_sample(images, straight + push.permute(0, 2, 3, 1), padding_mode="border", align_corners=False)
+
+
 def repaint(painting, mosaic: Mosaic, pictures: np.ndarray, scenes: np.ndarray, seed: int,
             kind: str = "random") -> dict[str, np.ndarray]:  # fmt: skip
     """What the painter shows of spoilt latents of scenes: arrays `scene`, `picture` (uint8), `share` (half).
 
     Args:
-        kind: of ODDS. Of all kinds but "random" the other pictures are the scenes without their things; of "soft" ones,
-            every second.
+        kind: of ODDS. Of "bare" ones the other pictures are the scenes without their things, of "soft" ones every
+            second; of "bent" ones the scenes out of shape, of every second with other things.
     """
     torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
 
-    def latent(pictures: np.ndarray) -> Tensor:
-        return mosaic.latent(floats(pictures).to(painting.device))
+    def latent(pictures: np.ndarray | Tensor) -> Tensor:
+        images = floats(pictures) if isinstance(pictures, np.ndarray) else pictures
+        return mosaic.latent(images.to(painting.device))
+
+    def others(some: np.ndarray) -> Tensor | None:
+        whole = [scene(int(k)) for k in some]
+        if kind == "bare":
+            return latent(np.stack([render(without_things(each)) for each in whole]))
+        if kind == "soft":
+            bare = latent(np.stack([render(without_things(each)) for each in whole]))
+            bare[::2] = latent(pictures[some]).roll(1, 0)[::2]
+            return bare
+        if kind == "bent":
+            for n, each in enumerate(whole[::2]):
+                whole[2 * n] = with_other_things(each, rng)
+            shown = floats(np.stack([render(each) for each in whole]))
+            shown[1::2] = bend(shown[1::2])
+            return latent(shown)
+        return None
 
     made = {"scene": [scenes], "picture": [], "share": []}
     for some in np.array_split(scenes, max(1, len(scenes) // 16)):
-        z, others = latent(pictures[some]), None
-        if kind != "random":
-            others = latent(np.stack([render(without_things(scene(int(k)))) for k in some]))
-        if kind == "soft":
-            others[::2] = z.roll(1, 0)[::2]
-        z, share = spoil(z, mosaic.codebook, ODDS[kind], others)
+        z, share = spoil(latent(pictures[some]), mosaic.codebook, ODDS[kind], others(some))
         with torch.no_grad(), torch.autocast(painting.device.type, torch.bfloat16):
             shown = painting.painter.eval().decode(painting.painter.embed(mosaic.codes(z)))
         shown = ((shown.float() / 2 + 0.5).clamp(0, 1) * 255 + 0.5).byte().permute(0, 2, 3, 1)
