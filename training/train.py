@@ -81,7 +81,10 @@ def train_vqgan(recipe: DictConfig, pictures: np.ndarray) -> PaintersTraining:
 
 
 def repainted(recipe: DictConfig, pictures: np.ndarray, painting: PaintersTraining) -> dict[str, np.ndarray]:
-    """All that `repaint` makes for the recipe, from `recipe.folder` or painted there now, chunk by chunk."""
+    """All that `repaint` makes for the recipe, from `recipe.folder` or painted there now, chunk by chunk.
+
+    Beside its arrays stands `odds` (N,): how often each picture is to be drawn.
+    """
     chunks, mosaic, side = [], Mosaic(painting), recipe.clip.chunk
     everything = np.arange(len(pictures))
     with_things = np.array([k for k in everything if scene(k).objects])
@@ -95,6 +98,7 @@ def repainted(recipe: DictConfig, pictures: np.ndarray, painting: PaintersTraini
                     np.savez(file, **repaint(painting, mosaic, pictures, scenes, recipe.seed + len(chunks), kind))
             with np.load(path) as stored:
                 chunks.append({name: stored[name] for name in ("scene", "picture", "share")})
+            chunks[-1]["odds"] = np.full(side, recipe.clip.drawn[kind] / (count * side))
     return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
 

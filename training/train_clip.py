@@ -263,7 +263,7 @@ class Captioned(torch.utils.data.IterableDataset):
 
     Args:
         pictures: (M, H, W, 3) uint8, the scenes 0 to M.
-        painted: gives what `repaint` made of some of them; asked once it is needed.
+        painted: gives what `repaint` made of some of them, and `odds`; asked once it is needed.
         painted_from: the step from which on a part of each batch is painted.
     """
 
@@ -275,12 +275,12 @@ class Captioned(torch.utils.data.IterableDataset):
 
     def __iter__(self):
         step, count = self.skip, 0
-        painted = {"scene": np.zeros(0, int), "picture": self.pictures[:0], "share": np.zeros(0)}
+        painted = {"scene": np.zeros(1, int), "picture": self.pictures[:1], "share": np.zeros(1), "odds": np.ones(1)}
         while True:
             if step >= self.painted_from and not count:
                 painted, count = self.painted(), int(self.batch * self.part)
             rng = np.random.default_rng((self.seed, step))
-            rows = rng.integers(max(1, len(painted["scene"])), size=count)
+            rows = rng.choice(len(painted["odds"]), count, p=painted["odds"] / painted["odds"].sum())
             fresh = rng.choice(len(self.pictures), self.batch - count, replace=False)
             which = np.concatenate([fresh, painted["scene"][rows]])
             spoilt, share = (painted[name][rows] for name in ("picture", "share"))
