@@ -106,8 +106,8 @@ def look(run: Run, folder: str | Path = ".", free: int | None = None, seconds: f
     fits = free is None or need.step <= free
     video = plan(frames)
     return Preflight(
-        said=tuple(echo(run).splitlines()), asked=asked, painted=_whole(run, asked), steps=frames, need=need, free=free,
-        fit=None if fits else fitting(run, free), seconds=seconds, video=video.seconds, fps=video.fps,
+        said=tuple(echo(run).splitlines()), asked=asked, painted=vqgan.whole(*asked), steps=frames, need=need,
+        free=free, fit=None if fits else fitting(run, free), seconds=seconds, video=video.seconds, fps=video.fps,
         disk=_on_disk(run, frames, len(vqgan.codebook)), disk_free=_room(folder),
     )  # fmt: skip
 
@@ -164,12 +164,6 @@ def duration(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
-
-
-def _whole(run: Run, size: tuple[int, int]) -> tuple[int, int]:
-    vqgan = run.latent.vqgan
-    w, h = vqgan.grid(*size)
-    return w * vqgan.f, h * vqgan.f
 
 
 def _on_disk(run: Run, frames: int, codes: int) -> int:

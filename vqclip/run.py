@@ -364,11 +364,11 @@ def _load_judges(wanted: Perceptor | str | Path | Sequence, device: torch.device
 @torch.no_grad()
 def _start(painter: VQGAN, settings: Settings, device: torch.device) -> Tensor:
     """Where z begins: the codes of the picture to start from (1, h, w), or what `STARTS` has."""
-    w, h = painter.grid(*settings.size)
     if settings.init_image:
-        picture = load_image(settings.init_image, (w * painter.f, h * painter.f))
+        picture = load_image(settings.init_image, painter.whole(*settings.size))
         return painter.encode(picture.to(device))
-    return STARTS[settings.start](painter, w, h, torch.Generator().manual_seed(_seed(settings, "start")))
+    draw = torch.Generator().manual_seed(_seed(settings, "start"))
+    return STARTS[settings.start](painter, *painter.grid(*settings.size), draw)
 
 
 def _prompt_loss(judge: Perceptor, settings: Settings, found: Mapping[str, Path], device: torch.device) -> PromptLoss:
@@ -416,7 +416,7 @@ def echo(run: Run) -> str:
                  for text, tokens in read.texts.items()]  # fmt: skip
         lines.append(f"{read.judge} reads {read.context} tokens: {' · '.join(parts)}")
     vqgan, asked = run.latent.vqgan, run.settings.size
-    real = tuple(side * vqgan.f for side in vqgan.grid(*asked))
+    real = vqgan.whole(*asked)
     if real != asked:
         lines.append(f"painted at {real[0]}x{real[1]}, whole codes of {vqgan.f}, and cropped to {asked[0]}x{asked[1]}")
     return "\n".join(lines)

@@ -58,6 +58,11 @@ class VQGAN(nn.Module):
         """The smallest latent grid (w, h) whose picture covers `width` x `height` pixels."""
         return -(-width // self.f), -(-height // self.f)
 
+    def whole(self, width: int, height: int) -> tuple[int, int]:
+        """The size (W, H) of the picture of that grid: what it is painted at before it is cropped."""
+        w, h = self.grid(width, height)
+        return w * self.f, h * self.f
+
     def encode(self, image: Tensor) -> Tensor:
         """Image (B, 3, H, W) in [0, 1], H and W multiples of f -> codes (B, h, w).
 
