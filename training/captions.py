@@ -125,7 +125,9 @@ def phrase(fact: str, language: str, rng: np.random.Generator) -> str:
 def caption(scene: Scene, rng: np.random.Generator, language: str = "") -> tuple[str, frozenset[str]]:
     """A text about a scene, and the facts that it mentions: one to all of them, in any order.
 
-    Mostly what people name first: things, and the ground. A gradient cannot learn to paint what its caption leaves out.
+    Mostly what people name first: things, and the ground. What is out of the ordinary (night, rain) is hardly ever left
+    out, so that what is not said may be taken to be ordinary: a gradient cannot learn to paint what its caption leaves
+    open, and a picture that is still grey would pass for fog.
     """
     language = language or str(rng.choice(LANGUAGES, p=(0.4, 0.2, 0.2, 0.2)))
     once = {name if rng.random() < 0.8 else f"{colour} {name}" for name, colour in scene.objects if colour}
@@ -135,6 +137,9 @@ def caption(scene: Scene, rng: np.random.Generator, language: str = "") -> tuple
     weight = np.array([0.4 if f in aside else 2.0 if f == scene.ground or f.split(" ")[-1] in things else 1.0 for f in facts])
     count = min(len(facts), int(rng.choice((1, 2, 3, 4, 5), p=(0.2, 0.25, 0.3, 0.17, 0.08))))
     said = [str(f) for f in rng.choice(facts, count, replace=False, p=weight / weight.sum())]
+    odd = [f for f in (scene.time, scene.weather) if scene.ground and f not in (*said, "day", "clear", "clouds")]
+    said += [f for f in odd if rng.random() < 0.9]
+    said = [said[k] for k in rng.permutation(len(said))]
     text = phrase(said[0], language, rng)
     for fact in said[1:]:
         text += str(rng.choice(JOINTS[language])) + phrase(fact, language, rng)
