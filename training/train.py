@@ -99,7 +99,8 @@ def repainted(recipe: DictConfig, pictures: np.ndarray, painting: PaintersTraini
             with np.load(path) as stored:
                 chunks.append({name: stored[name] for name in ("scene", "picture", "share")})
             chunks[-1]["odds"] = np.full(side, recipe.clip.drawn[kind] / (count * side))
-    return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
+    made = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
+    return {**made, "odds": made["odds"] / made["odds"].sum()}
 
 
 def train_clip(recipe: DictConfig, pictures: np.ndarray, painting: PaintersTraining) -> JudgesTraining:

@@ -230,8 +230,9 @@ class JudgesTraining(pl.LightningModule):
 
     def configure_optimizers(self):
         lr, decay, steps = self.hparams.lr, self.hparams.weight_decay, self.hparams.steps
-        matrices = [p for name, p in self.clip.named_parameters() if "resblocks" in name and p.ndim == 2]
-        others = [p for name, p in self.clip.named_parameters() if not ("resblocks" in name and p.ndim == 2)]
+        matrices, others = [], []
+        for name, p in self.clip.named_parameters():
+            (matrices if "resblocks" in name and p.ndim == 2 else others).append(p)
         both = [torch.optim.Muon(matrices, lr, decay, adjust_lr_fn="match_rms_adamw"),
                 torch.optim.AdamW(others, lr, (0.9, 0.98), weight_decay=decay)]  # fmt: skip
         rate = lambda s: min((s + 1) / 100, 1.0, max(0.0, 3 * (1 - s / steps)))  # noqa: E731
@@ -280,7 +281,7 @@ class Captioned(torch.utils.data.IterableDataset):
             if step >= self.painted_from and not count:
                 painted, count = self.painted(), int(self.batch * self.part)
             rng = np.random.default_rng((self.seed, step))
-            rows = rng.choice(len(painted["odds"]), count, p=painted["odds"] / painted["odds"].sum())
+            rows = rng.choice(len(painted["odds"]), count, p=painted["odds"])
             fresh = rng.choice(len(self.pictures), self.batch - count, replace=False)
             which = np.concatenate([fresh, painted["scene"][rows]])
             spoilt, share = (painted[name][rows] for name in ("picture", "share"))
@@ -310,11 +311,11 @@ def with_other_things(of: Scene, rng: np.random.Generator) -> Scene:
 
 
 def bend(images: Tensor) -> Tensor:
-    """Images (B, 3, H, W) out of shape: pushed to and fro by up to some eight pixels, in few large waves or many."""
+    """Images (B, 3, H, W) out of shape: pushed to and fro by a few pixels, rarely twenty, in large waves or small."""
     B, _, H, W = images.shape
-    waves, size = (4, 8, 16)[int(torch.randint(3, ()))], (H, W)
+    waves = (4, 8, 16)[int(torch.randint(3, ()))]
     push = torch.randn(B, 2, waves, waves, device=images.device) * torch.rand(B, 1, 1, 1, device=images.device)
-    push = F.interpolate(push * 0.6 / waves, size, mode="bicubic")  # in half sides
+    push = F.interpolate(push * 0.6 / waves, (H, W), mode="bicubic")  # in half sides
     straight = F.affine_grid(torch.eye(2, 3, device=images.device).expand(B, 2, 3), (B, 3, H, W), align_corners=False)
     return F.grid_sample(images, straight + push.permute(0, 2, 3, 1), padding_mode="border", align_corners=False)
 
@@ -330,29 +331,27 @@ def repaint(painting, mosaic: Mosaic, pictures: np.ndarray, scenes: np.ndarray, 
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
 
-    def latent(pictures: np.ndarray | Tensor) -> Tensor:
-        images = floats(pictures) if isinstance(pictures, np.ndarray) else pictures
+    def latent(images: Tensor) -> Tensor:
         return mosaic.latent(images.to(painting.device))
 
-    def others(some: np.ndarray) -> Tensor | None:
-        whole = [scene(int(k)) for k in some]
-        if kind == "bare":
-            return latent(np.stack([render(without_things(each)) for each in whole]))
-        if kind == "soft":
-            bare = latent(np.stack([render(without_things(each)) for each in whole]))
-            bare[::2] = latent(pictures[some]).roll(1, 0)[::2]
-            return bare
+    def others(some: np.ndarray, z: Tensor) -> Tensor | None:
+        if kind == "random":
+            return None
+        shown = [without_things(scene(int(k))) if kind != "bent" else scene(int(k)) for k in some]
         if kind == "bent":
-            for n, each in enumerate(whole[::2]):
-                whole[2 * n] = with_other_things(each, rng)
-            shown = floats(np.stack([render(each) for each in whole]))
-            shown[1::2] = bend(shown[1::2])
-            return latent(shown)
-        return None
+            shown[::2] = [with_other_things(each, rng) for each in shown[::2]]
+        images = floats(np.stack([render(each) for each in shown]))
+        if kind == "bent":
+            images[1::2] = bend(images[1::2])
+        found = latent(images)
+        if kind == "soft":
+            found[::2] = z.roll(1, 0)[::2]
+        return found
 
     made = {"scene": [scenes], "picture": [], "share": []}
     for some in np.array_split(scenes, max(1, len(scenes) // 16)):
-        z, share = spoil(latent(pictures[some]), mosaic.codebook, ODDS[kind], others(some))
+        z = latent(floats(pictures[some]))
+        z, share = spoil(z, mosaic.codebook, ODDS[kind], others(some, z))
         with torch.no_grad(), torch.autocast(painting.device.type, torch.bfloat16):
             shown = painting.painter.eval().decode(painting.painter.embed(mosaic.codes(z)))
         shown = ((shown.float() / 2 + 0.5).clamp(0, 1) * 255 + 0.5).byte().permute(0, 2, 3, 1)
