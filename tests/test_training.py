@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 import vqclip
 from training.captions import LANGUAGES, NOUNS, all_words, caption, phrase
 from training.scenes import COLOURS, GROUNDS, HELD_OUT, SHAPES, SIDE, Scene, render, scene
-from training.train_clip import ODDS, bend, spoil, with_other_things, without_things
+from training.train_clip import ODDS, Captioned, bend, spoil, with_other_things, without_things
+from training.walkers import Walkers, turns
 from vqclip.perceptor import tokenizer
 
 
@@ -179,11 +180,76 @@ def test_the_vocabulary_covers_all_captions():
         assert known.issuperset(bpe.encode(caption(scene(k), rng)[0]))
 
 
+def test_walkers_take_turns_and_begin_anew_at_different_steps():
+    taken = [turn for step in range(60) for turn in turns(step, count=6, length=5, each=2)]
+    assert len(taken) == 120 and {walker for walker, _, _ in taken} == set(range(6))
+    for walker in range(6):
+        mine = [(walk, begins) for who, walk, begins in taken if who == walker]
+        assert mine[0][1]  # nobody walks who has not begun
+        assert all(begins == (walk != before) for (before, _), (walk, begins) in zip(mine, mine[1:], strict=False))
+        assert max(sum(walk == w for walk, _ in mine) for w in range(9)) == 5
+    assert len({walk for _, walk, _ in taken[:6]}) > 1
+
+
+def test_a_walker_keeps_its_goal_and_caption_until_it_begins_anew():
+    pictures = np.stack([render(scene(k)) for k in range(12)])
+    painted = {"scene": np.arange(12), "picture": pictures, "share": np.zeros(12), "odds": np.full(12, 1 / 12)}
+    batches = iter(Captioned(pictures, 8, 0, lambda: painted, 2, 0.75, walkers=(4, 5, 2), walking_from=3))
+    goals: dict[int, tuple] = {}
+    for step in range(40):
+        whole, spoilt, share, facts, texts, said, walkers, new = next(batches)
+        assert len(whole) == len(facts) == len(texts) == len(said) == (6 if step >= 3 else 8)
+        assert len(walkers) == len(new) == (2 if step >= 3 else 0)
+        assert len(spoilt) == len(share) == (0, 0, 6, 2)[min(step, 3)]
+        for k, (walker, begins) in enumerate(zip(walkers.tolist(), new.tolist(), strict=True)):
+            goal = (texts[4 + k], facts[4 + k], whole[4 + k].sum())
+            assert begins or goal == goals[walker]
+            goals[walker] = goal
+
+
+class Plain(torch.nn.Module):
+    """Painter and mosaic at once: a code is two colours, the one of its left and the one of its right half."""
+
+    def __init__(self):
+        super().__init__()
+        self.codebook = torch.rand(64, 6, generator=torch.Generator().manual_seed(0))
+
+    def codes(self, z):
+        return torch.cdist(z.permute(0, 2, 3, 1).flatten(0, 2), self.codebook).argmin(1).view(-1, *z.shape[2:])
+
+    def latent(self, images):
+        return torch.cat([images[..., ::2, ::2], images[..., ::2, 1::2]], 1)
+
+    def paint(self, codes):
+        halves = self.codebook[codes].permute(0, 3, 1, 2).chunk(2, 1)
+        return torch.stack(halves, -1).flatten(3).repeat_interleave(2, 2)
+
+    def back(self, grad):
+        return torch.cat([grad[..., ::2].unfold(2, 2, 2).sum(-1), grad[..., 1::2].unfold(2, 2, 2).sum(-1)], 1)
+
+
+def test_walkers_begin_near_their_goal_and_come_nearer_when_led_there():
+    torch.manual_seed(0)
+    plain = Plain()
+    walkers, which = Walkers(plain.paint, plain, count=40, grid=4), torch.arange(5, 35)
+    whole = plain.paint(torch.randint(64, (30, 4, 4)))
+    walkers.begin(which, whole)
+    away = [(walkers(which) - whole).abs().mean((1, 2, 3))]
+    assert 0.15 <= walkers.share[which].min() and walkers.share[which].max() <= 0.95
+    assert np.corrcoef(away[0], walkers.share[which].flatten())[0, 1] > 0.5
+    for _ in range(12):
+        walkers.walk(which, whole - walkers(which))
+        away.append((walkers(which) - whole).abs().mean((1, 2, 3)))
+    assert away[-1].mean() < 0.7 * away[0].mean()
+    assert not walkers.z[:5].any() and not walkers.z[35:].any()
+
+
 MINIATURE = """
 scenes=48 processes=1 save_every=4 accelerator=cpu precision=32-true
 vqgan.n_embed=64 vqgan.patches=1500 vqgan.rounds=4 vqgan.batch=4 vqgan.steps={vqgan} vqgan.critic_from=10
 sharper.steps={sharper} sharper.critic_from=4 vqgan.ddconfig.z_channels=32
-clip.batch=12 clip.steps={clip} clip.painted_from=25 clip.chunk=12 clip.chunks.random=1 clip.chunks.bare=1
+clip.batch=12 clip.steps={clip} clip.painted_from=25 clip.walking_from=40 clip.walkers.count=6
+clip.walkers.length=3 clip.walkers.each=2 clip.chunk=12 clip.chunks.random=1 clip.chunks.bare=1
 clip.chunks.soft=1 clip.chunks.bent=1 clip.network.transformer_layers=1 clip.network.transformer_width=64
 clip.network.transformer_heads=1 clip.network.embed_dim=32 clip.network.vision_layers=1 clip.network.vision_width=64
 """.split()

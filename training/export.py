@@ -23,11 +23,15 @@ def _halves(state: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def export_vqgan(painter, ddconfig: dict, folder: Path, recipe: dict) -> None:
-    """`vqgan.safetensors` and `vqgan.yaml` of a `train_vqgan.Painter`, laid out as CompVis' checkpoints."""
-    save_file(_halves(painter.state_dict()), folder / "vqgan.safetensors")
+def export_vqgan(painter, patches: Tensor, ddconfig: dict, folder: Path, recipe: dict) -> None:
+    """`vqgan.safetensors` and `vqgan.yaml` of a `train_vqgan.Painter`, laid out as CompVis' checkpoints.
+
+    Besides those stand the patches (C, 3, f, f) that its codes are made of; see `vqclip.ops.patch_grad`.
+    """
+    save_file(_halves({**painter.state_dict(), "patches": patches}), folder / "vqgan.safetensors")
     book = painter.quantize.embedding.weight
-    params = {"embed_dim": book.shape[1], "n_embed": book.shape[0], "ddconfig": dict(ddconfig)}
+    params = {"embed_dim": book.shape[1], "n_embed": book.shape[0], "ddconfig": dict(ddconfig),
+              "patches": True}
     OmegaConf.save({"model": {"target": "taming.models.vqgan.VQModel", "params": params}, "recipe": recipe},
                    folder / "vqgan.yaml")  # fmt: skip
 

@@ -23,8 +23,9 @@ from vqclip.files import atomic
 from .data import rendered
 from .export import export_clip, export_vqgan
 from .scenes import scene
-from .train_clip import Captioned, JudgesTraining, Mosaic, repaint
+from .train_clip import Captioned, JudgesTraining, Mosaic, repaint, show
 from .train_vqgan import Crops, PaintersTraining
+from .walkers import Walkers
 
 RECIPE = Path(__file__).parent / "recipe.yaml"
 
@@ -107,10 +108,12 @@ def train_clip(recipe: DictConfig, pictures: np.ndarray, painting: PaintersTrain
     """The judge: against mosaics of spoilt codes, and then also against what the painter makes of them."""
     c, network = recipe.clip, OmegaConf.to_container(recipe.clip.network)
     torch.manual_seed(recipe.seed)
-    judging = JudgesTraining(network, c.lr, c.steps, c.weight_decay, c.pointing, Mosaic(painting), recipe.seed)
+    walkers = Walkers(partial(show, painting), Mosaic(painting), c.walkers.count, pictures.shape[1] // painting.f)
+    judging = JudgesTraining(network, c.lr, c.steps, c.weight_decay, c.pointing, walkers, recipe.seed)
     painted = partial(repainted, recipe, pictures, painting)
-    fit(judging, lambda skip: Captioned(pictures, c.batch, recipe.seed, painted, c.painted_from, c.painted, skip),
-        recipe, "clip", c.steps)  # fmt: skip
+    walking = c.walkers.count, c.walkers.length, c.walkers.each
+    fit(judging, lambda skip: Captioned(pictures, c.batch, recipe.seed, painted, c.painted_from, c.painted, walking,
+                                        c.walking_from, skip), recipe, "clip", c.steps)  # fmt: skip
     return judging
 
 
@@ -131,7 +134,8 @@ def train(recipe: DictConfig) -> None:
     judging = train_clip(recipe, pictures, painting)
     out = Path(recipe.out)
     out.mkdir(parents=True, exist_ok=True)
-    export_vqgan(painting.painter, OmegaConf.to_container(recipe.vqgan.ddconfig), out, provenance(recipe))
+    patches = Mosaic(painting).adds.view(-1, 3, painting.f, painting.f)
+    export_vqgan(painting.painter, patches, OmegaConf.to_container(recipe.vqgan.ddconfig), out, provenance(recipe))
     export_clip(judging.clip, judging.vocabulary.ids, out, provenance(recipe))
 
 

@@ -25,8 +25,10 @@ from .captions import all_words, caption
 from .codes import nearest, project
 from .data import floats
 from .scenes import COLOURED, COLOURS, HELD_OUT, PLACES, SHAPES, Scene, render, scene
+from .walkers import Walkers, turns
 
 STANDING = tuple(sorted({"balloon"}.union(*PLACES.values())))  # what takes a place of its own in a scene
+LOOKS = 2  # at each walker at a step: to paint one costs more than a look
 COARSE = 8  # pixels of a glimpse: what squares of this side lose of a direction is compared by itself too
 
 
@@ -118,8 +120,8 @@ class Mosaic(nn.Module):
         self.register_buffer("weight", painting.weight.clone(), persistent=False)
         self.register_buffer("mean", painting.mean.clone(), persistent=False)
         self.register_buffer("codebook", painting.painter.quantize.embedding.weight.detach().clone(), persistent=False)
-        patch = torch.linalg.pinv(self.weight).T  # (C, 3*f*f): what one of a channel adds
-        self.register_buffer("patches", (self.codebook @ patch + self.mean) / 2 + 0.5, persistent=False)
+        self.register_buffer("adds", torch.linalg.pinv(self.weight).T / 2, persistent=False)  # of one of a channel
+        self.register_buffer("patches", self.codebook @ self.adds + self.mean / 2 + 0.5, persistent=False)
 
     def latent(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [0, 1] -> z (B, C, h, w), before it is quantised."""
@@ -128,6 +130,10 @@ class Mosaic(nn.Module):
     def codes(self, z: Tensor) -> Tensor:
         """z (B, C, h, w) -> the nearest codes (B, h, w)."""
         return nearest(z, self.codebook)
+
+    def back(self, grad: Tensor) -> Tensor:
+        """Gradient of images (B, 3, H, W) -> gradient of their latents (B, C, h, w)."""
+        return F.conv2d(grad, self.adds.view(-1, 3, self.f, self.f), stride=self.f)
 
     def forward(self, codes: Tensor) -> Tensor:
         """Codes (B, h, w) -> images (B, 3, H, W) in [0, 1]."""
@@ -157,16 +163,16 @@ class JudgesTraining(pl.LightningModule):
         lr, steps, weight_decay: Muon's (Jordan et al. 2024) for the matrices of the transformers, AdamW's for the rest;
             warm-up of 100 steps, and over the last third of `steps` a straight way down.
         pointing: weight of the gradients' direction against the contrastive loss.
-        mosaic: shows spoilt pictures where the batch brings none.
+        walkers: what is moved along; they know the mosaic that shows spoilt pictures where the batch brings none.
         seed: of all glimpses; a step draws the same whether or not training was interrupted before it.
     """
 
-    def __init__(self, network: dict, lr: float, steps: int, weight_decay: float, pointing: float, mosaic: Mosaic,
+    def __init__(self, network: dict, lr: float, steps: int, weight_decay: float, pointing: float, walkers: Walkers,
                  seed: int = 0):  # fmt: skip
         super().__init__()
-        self.save_hyperparameters(ignore=["mosaic"])
+        self.save_hyperparameters(ignore=["walkers"])
         self.automatic_optimization = False
-        self.mosaic = mosaic
+        self.walkers, self.mosaic = walkers, walkers.mosaic
         self.vocabulary = Vocabulary()
         self.clip = openai_clip("model").CLIP(**network, vocab_size=len(self.vocabulary.ids))
         nn.init.constant_(self.clip.logit_scale, np.log(10.0))
@@ -193,26 +199,33 @@ class JudgesTraining(pl.LightningModule):
             each.step()
         self.log_dict(losses)
 
-    def losses(self, whole: Tensor, spoilt: Tensor, share: Tensor, facts, texts, said) -> dict[str, Tensor]:
-        """The losses of a batch of `Captioned`: "telling" and "pointing"."""
+    def losses(self, whole: Tensor, spoilt: Tensor, share: Tensor, facts, texts, said, walkers: Tensor,
+               new: Tensor) -> dict[str, Tensor]:  # fmt: skip
+        """The losses of a batch of `Captioned`: "telling" and "pointing". Moves its walkers a step."""
         at = self.hparams.seed * 1_000_003 + self.global_step // 2  # Lightning counts the steps of both optimisers
         torch.manual_seed(at)
-        tiled = len(whole) - len(spoilt)
+        tiled, walking = len(whole) - len(spoilt) - len(walkers), len(whole) - len(walkers)
+        looks = [*range(walking), *[*range(walking, len(whole))] * LOOKS]
         if tiled:
             z, tiled_share = spoil(self.mosaic.latent(whole[:tiled]), self.mosaic.codebook)
             spoilt = torch.cat([self.mosaic(self.mosaic.codes(z)), spoilt])
             share = torch.cat([tiled_share, share.float()])
-        right = torch.tensor([[s <= f for s in said] for f in facts], device=whole.device)  # (B, T)
-        read = self.read(list(texts))
-        seen, uphill, way = self._uphill(spoilt, whole, read, at)
+        self.walkers.begin(walkers[new], whole[walking:][new])
+        spoilt = torch.cat([spoilt, self.walkers(walkers)])[looks]
+        share = torch.cat([share.float(), self.walkers.share[walkers].flatten()])[looks]
+        right = torch.tensor([[said[t] <= facts[k] for t in looks] for k in looks], device=whole.device)  # (B, T)
+        read = self.read([texts[k] for k in looks])
+        seen, uphill, way, draw = self._uphill(spoilt, whole[looks], read, at)
+        if len(walkers):
+            self.walkers.walk(walkers, self._uncut(uphill[walking:].detach(), draw[walking:], whole[walking:]))
         with torch.autocast(whole.device.type, enabled=False):  # bfloat16 is too coarse to tell likenesses apart
             logits = self.clip.logit_scale.exp().clamp(max=30) * seen @ read.T  # (B, T)
             return {"telling": agree(logits, right, (1 - share) ** 2), "pointing": ahead(uphill, way, share)}
 
-    def _uphill(self, spoilt: Tensor, whole: Tensor, read: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _uphill(self, spoilt: Tensor, whole: Tensor, read: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor, Draw]:
         """How pictures (B, 3, H, W) look (B, D), where their likeness to texts (B, D) rises, and where it should.
 
-        Of each one glimpse (B, 3, S, S) is cut and disturbed as the loop does it; most are large.
+        Of each one glimpse (B, 3, S, S) is cut and disturbed as the loop does it; most are large. Also says which.
         """
         cutter = self.cutter
         cutter.generator.manual_seed(seed)
@@ -226,7 +239,14 @@ class JudgesTraining(pl.LightningModule):
         with sdpa_kernel(SDPBackend.MATH):  # the fused ones have no second derivative
             seen = self.see(glimpses)
             (uphill,) = torch.autograd.grad((seen * read).sum(), glimpses, create_graph=True)
-        return seen, uphill.float(), then - now
+        return seen, uphill.float(), then - now, draw
+
+    def _uncut(self, uphill: Tensor, draw: Draw, images: Tensor) -> Tensor:
+        """What a direction in glimpses (LOOKS * B, 3, S, S) is in the images (B, 3, H, W) that they were cut of."""
+        with torch.enable_grad(), torch.autocast(images.device.type, enabled=False):
+            images = torch.zeros_like(images, requires_grad=True)
+            glimpses = cut(images.repeat(LOOKS, 1, 1, 1), self.cutter.size, draw, self.cutter.how.padding)
+            return torch.autograd.grad(glimpses, images, uphill)[0]
 
     def configure_optimizers(self):
         lr, decay, steps = self.hparams.lr, self.hparams.weight_decay, self.hparams.steps
@@ -256,40 +276,61 @@ def ahead(uphill: Tensor, way: Tensor, share: Tensor) -> Tensor:
 
 
 class Captioned(torch.utils.data.IterableDataset):
-    """Batches (whole, spoilt, share, facts, texts, said), step by step from one seed.
+    """Batches (whole, spoilt, share, facts, texts, said, walkers, new), step by step from one seed.
 
-    whole (B, 3, H, W) in [0, 1]: scenes as rendered; spoilt (B', 3, H, W): the last of them as the painter shows the
-    spoilt latents, share (B',) of which is lost. facts: what is true of each image. texts, said: a
-    caption of each image and the facts that it mentions.
+    whole (B, 3, H, W) in [0, 1]: scenes as rendered. facts: what is true of each. texts, said: a caption of each and
+    the facts that it mentions. The first are to be spoilt by whoever gets them. Then come the B' of which spoilt
+    (B', 3, H, W) is what the painter shows, share (B',) of which is lost. The last M are the goals of walkers (M,), of
+    which new (M,) begin. A walker keeps goal and caption all the way. As LOOKS at each are taken, B is so much less
+    than `batch`.
 
     Args:
-        pictures: (M, H, W, 3) uint8, the scenes 0 to M.
+        pictures: (N, H, W, 3) uint8, the scenes 0 to N.
         painted: gives what `repaint` made of some of them, and `odds`; asked once it is needed.
         painted_from: the step from which on a part of each batch is painted.
+        walkers: how many there are, how many turns each walk has, how many have their turn at a step.
+        walking_from: the step from which on they do.
     """
 
     def __init__(self, pictures, batch: int, seed: int, painted: Callable[[], dict[str, np.ndarray]], painted_from: int,
-                 part: float, skip: int = 0):  # fmt: skip
+                 part: float, walkers: tuple[int, int, int], walking_from: int, skip: int = 0):  # fmt: skip
         self.pictures, self.batch, self.seed, self.skip = pictures, batch, seed, skip
         self.painted, self.painted_from, self.part = painted, painted_from, part
+        self.walkers, self.walking_from = walkers, walking_from
         self.scenes = [scene(k) for k in range(len(pictures))]
+        self.with_things = [k for k, of in enumerate(self.scenes) if of.objects]
 
     def __iter__(self):
-        step, count = self.skip, 0
+        step, asked = self.skip, False
         painted = {"scene": np.zeros(1, int), "picture": self.pictures[:1], "share": np.zeros(1), "odds": np.ones(1)}
         while True:
-            if step >= self.painted_from and not count:
-                painted, count = self.painted(), int(self.batch * self.part)
+            if step >= self.painted_from and not asked:
+                painted, asked = self.painted(), True
             rng = np.random.default_rng((self.seed, step))
+            goals, captions, walkers, new = self._walking(step)
+            seats = self.batch - LOOKS * len(goals)
+            count = max(0, seats - (self.batch - int(self.batch * self.part))) if asked else 0
             rows = rng.choice(len(painted["odds"]), count, p=painted["odds"])
-            fresh = rng.choice(len(self.pictures), self.batch - count, replace=False)
-            which = np.concatenate([fresh, painted["scene"][rows]])
-            spoilt, share = (painted[name][rows] for name in ("picture", "share"))
-            scenes = [self.scenes[k] for k in which]
-            texts, said = zip(*(caption(s, rng) for s in scenes), strict=True)
-            yield (floats(self.pictures[which]), floats(spoilt), torch.from_numpy(share), [s.facts for s in scenes],
-                   texts, said)  # fmt: skip
+            fresh = rng.choice(len(self.pictures), seats - count, replace=False)
+            others = np.concatenate([fresh, painted["scene"][rows]])
+            texts, said = zip(*(caption(self.scenes[k], rng) for k in others), *captions, strict=True)
+            which = np.concatenate([others, goals])
+            yield (floats(self.pictures[which]), floats(painted["picture"][rows]),
+                   torch.from_numpy(painted["share"][rows]), [self.scenes[k].facts for k in which], texts, said,
+                   torch.tensor(walkers, dtype=torch.long), torch.tensor(new, dtype=torch.bool))  # fmt: skip
             step += 1
+
+    def _walking(self, step: int):
+        """Goals, captions, numbers of the walkers whose turn it is, and which of them begin."""
+        goals, captions, walkers, new = np.zeros(0, int), [], [], []
+        if step >= self.walking_from:
+            for walker, walk, begins in turns(step - self.walking_from, *self.walkers):
+                rng = np.random.default_rng((self.seed, walker, walk))
+                goals = np.append(goals, rng.choice(self.with_things if rng.random() < 0.85 else len(self.scenes)))
+                captions.append(caption(self.scenes[goals[-1]], rng))
+                walkers.append(walker)
+                new.append(begins)
+        return goals, captions, walkers, new
 
 
 def without_things(of: Scene) -> Scene:
@@ -318,6 +359,14 @@ def bend(images: Tensor) -> Tensor:
     push = F.interpolate(push * 0.6 / waves, (H, W), mode="bicubic")  # in half sides
     straight = F.affine_grid(torch.eye(2, 3, device=images.device).expand(B, 2, 3), (B, 3, H, W), align_corners=False)
     return F.grid_sample(images, straight + push.permute(0, 2, 3, 1), padding_mode="border", align_corners=False)
+
+
+@torch.no_grad()
+def show(painting, codes: Tensor) -> Tensor:
+    """What the painter makes of codes (B, h, w), where they are: images (B, 3, H, W) in [0, 1]."""
+    painter = painting.painter.to(codes.device).eval()
+    with torch.autocast(codes.device.type, torch.bfloat16):
+        return (painter.decode(painter.embed(codes)).float() / 2 + 0.5).clamp(0, 1)
 
 
 def repaint(painting, mosaic: Mosaic, pictures: np.ndarray, scenes: np.ndarray, seed: int,
@@ -352,9 +401,7 @@ def repaint(painting, mosaic: Mosaic, pictures: np.ndarray, scenes: np.ndarray, 
     for some in np.array_split(scenes, max(1, len(scenes) // 16)):
         z = latent(floats(pictures[some]))
         z, share = spoil(z, mosaic.codebook, ODDS[kind], others(some, z))
-        with torch.no_grad(), torch.autocast(painting.device.type, torch.bfloat16):
-            shown = painting.painter.eval().decode(painting.painter.embed(mosaic.codes(z)))
-        shown = ((shown.float() / 2 + 0.5).clamp(0, 1) * 255 + 0.5).byte().permute(0, 2, 3, 1)
+        shown = (show(painting, mosaic.codes(z)) * 255 + 0.5).byte().permute(0, 2, 3, 1)
         made["picture"].append(shown.cpu().numpy())
         made["share"].append(share.half().cpu().numpy())
     return {name: np.concatenate(values) for name, values in made.items()}

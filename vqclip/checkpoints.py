@@ -214,7 +214,7 @@ def _architecture(path: Path) -> dict[str, Any]:
         config = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
         model = config.get("model", config)
         model = model["params"].get("first_stage_config", model)
-        found = {key: model["params"][key] for key in wanted if key in model["params"]}
+        found = {key: model["params"][key] for key in (*wanted, "patches") if key in model["params"]}
         gumbel = "Gumbel" in model.get("target", "")
     except Exception as error:  # of what is not YAML, or YAML about something else
         raise CheckpointError(f"{path} is not the configuration of a VQGAN: fetch it again") from error

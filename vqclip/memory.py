@@ -31,6 +31,9 @@ PAINTER, JUDGES = 1.1, 1.4  # what each takes at its height, as a multiple of wh
 # A painter in bfloat16 keeps little and computes it again, beside what it keeps: on the shipped one at 384x384 with one
 # thread the height was 1.84 times what is kept (300 MiB, where float32 took 711), PAINTER included.
 AGAIN = 1.7
+# A painter whose gradients go back patch by patch keeps nothing, and has this share of it at one time while it paints:
+# on the shipped one at 512x512 it was 0.22 in float32 and 0.47 in bfloat16; small pictures take some ten MB more.
+FORWARD = 0.5
 SIXTEEN = 0.75  # of a judge's memory in sixteen bits: norms and the picture stay in float32
 
 _EXHAUSTED = re.compile(r"can't allocate memory|not enough memory|out of memory|ALLOC_FAILED", re.IGNORECASE)
@@ -42,7 +45,7 @@ class Need:
 
     Attributes:
         weights: of painter and judges, which are there for as long as the run.
-        painter: what the painter keeps for its way back.
+        painter: what the painter keeps for its way back, or has at a time where it keeps nothing.
         judges: what the judges keep at one time, with their cutouts.
     """
 
@@ -108,8 +111,11 @@ def needed(run: Run, size: tuple[int, int] | None = None, chunk: int = 0) -> Nee
             whole += takes  # kept until the painter's turn
     models = (painter, *(judge.perceptor for judge in theirs))
     weights = sum(size_of(model) for model in models if isinstance(model, nn.Module))
+    patchwise, hollow.patches = painter.patches is not None, None
     paints = kept(lambda: clamp_with_grad(hollow.decode(z)), hollow)
-    if painter.precision != torch.float32:
+    if patchwise:
+        paints = round(FORWARD * paints)
+    elif painter.precision != torch.float32:
         paints = round(AGAIN * paints)
     return Need(weights, paints, whole + max(pieces))
 

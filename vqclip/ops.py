@@ -1,7 +1,7 @@
 """The few tensor operations the whole method stands on: gradients that go around what has none.
 
-Straight-through quantisation, a clamp that lets the picture come back into range, the nearest code, the
-great-circle distance, and the gathering of a gradient chunk by chunk. Each is a plain function.
+Straight-through quantisation, a clamp that lets the picture come back into range, a way back around the painter, the
+nearest code, the great-circle distance, and the gathering of a gradient chunk by chunk. Each is a plain function.
 """
 
 from __future__ import annotations
@@ -50,6 +50,31 @@ def clamp_with_grad(x: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
     A plain clamp has no gradient outside its range, so a pixel that once left would never return (Crowson 2021).
     """
     return _ClampWithGrad.apply(x, low, high)
+
+
+class _PatchGrad(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, z, paint, patches):
+        ctx.save_for_backward(patches)
+        return paint(z)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (patches,) = ctx.saved_tensors
+        return F.conv2d(grad.to(patches), patches, stride=patches.shape[-1]).to(grad), None, None
+
+
+def patch_grad(paint: Callable[[Tensor], Tensor], z: Tensor, patches: Tensor) -> Tensor:
+    """`paint(z)` on the way forward; on the way back, each element of z had just added its patch to the picture.
+
+    A painter that mends what it is given looks at many codes for each pixel, and its own gradient smears. Straight
+    through it, as through the quantiser, the direction of the picture is kept better, and nothing of it is remembered.
+
+    Args:
+        paint: z (B, C, h, w) -> image (B, 3, h * f, w * f).
+        patches: (C, 3, f, f), what one of a channel adds to the image.
+    """
+    return _PatchGrad.apply(z, paint, patches)
 
 
 def nearest_codes(z: Tensor, codebook: Tensor) -> Tensor:

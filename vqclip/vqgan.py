@@ -15,7 +15,7 @@ from taming.modules.diffusionmodules.model import Decoder, Encoder
 from torch import Tensor, nn
 
 from . import checkpoints, decoder
-from .ops import embed_codes, nearest_codes
+from .ops import embed_codes, nearest_codes, patch_grad
 
 FIRST_STAGE = "first_stage_model."  # what a Net2NetTransformer calls its VQGAN
 
@@ -29,9 +29,11 @@ class VQGAN(nn.Module):
         embed_dim: C, the length of one code.
         gumbel: whether codes are chosen by a learnt projection (taming's GumbelVQ) rather than by distance when an
             image is encoded.
+        patches: whether the checkpoint has the patch (3, f, f) that each channel of a code stands for. Gradients of a
+            picture then reach its latent through them and not through the decoder; see `ops.patch_grad`.
     """
 
-    def __init__(self, ddconfig: dict, n_embed: int, embed_dim: int, gumbel: bool = False):
+    def __init__(self, ddconfig: dict, n_embed: int, embed_dim: int, gumbel: bool = False, patches: bool = False):
         super().__init__()
         z_channels = ddconfig["z_channels"]
         with contextlib.redirect_stdout(io.StringIO()):  # taming's Decoder prints its latent's shape
@@ -46,6 +48,7 @@ class VQGAN(nn.Module):
         else:
             self.quantize.embedding = nn.Embedding(n_embed, embed_dim)
         self.f = 2 ** (len(ddconfig["ch_mult"]) - 1)
+        self.register_buffer("patches", torch.zeros(embed_dim, 3, self.f, self.f) if patches else None)
         self.precision = torch.float32
         self.name, self.sha256 = "vqgan", None
 
@@ -86,6 +89,9 @@ class VQGAN(nn.Module):
 
     def decode(self, z_q: Tensor) -> Tensor:
         """Latent (B, C, h, w) -> image (B, 3, H, W), nominally in [0, 1] but not clamped; in the latent's format."""
+        return self._paint(z_q) if self.patches is None else patch_grad(self._paint, z_q, self.patches)
+
+    def _paint(self, z_q: Tensor) -> Tensor:
         if self.precision == torch.float32:
             return (self.decoder(self.post_quant_conv(z_q)) + 1) / 2
         h = self.post_quant_conv(z_q.to(self.precision))
