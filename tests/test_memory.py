@@ -231,3 +231,12 @@ def test_chunks_and_smaller_pictures_need_less(vqgan, vit):
     assert whole.judges > 3 * four.judges > 9 * one.judges and whole.painter == four.painter > 3 * small.painter
     assert whole.step > four.step > one.step > 1.1 * whole.painter
     assert run.state()["cutouts"]["vit"]["cutouts"].equal(draws)  # looking changes nothing
+
+
+def test_a_painter_keeps_nothing_where_gradients_go_back_patch_by_patch(vit):
+    patchwise = vqclip.VQGAN(quick.DDCONFIG, n_embed=32, embed_dim=8, patches=True).requires_grad_(False)
+    z = torch.rand(1, 8, 24, 24, requires_grad=True)
+    assert kept(lambda: patchwise.decode(z), patchwise) == 0
+    plain = vqclip.VQGAN(quick.DDCONFIG, n_embed=32, embed_dim=8).requires_grad_(False)
+    needs = [needed(vqclip.generate("a", model, vit, size=48, cutouts=4, device="cpu")) for model in (patchwise, plain)]
+    assert 0 < needs[0].painter < 0.6 * needs[1].painter and needs[0].judges == needs[1].judges

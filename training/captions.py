@@ -139,6 +139,9 @@ def caption(scene: Scene, rng: np.random.Generator, language: str = "") -> tuple
     said = [str(f) for f in rng.choice(facts, count, replace=False, p=weight / weight.sum())]
     odd = [f for f in (scene.time, scene.weather) if scene.ground and f not in (*said, "day", "clear", "clouds")]
     said += [f for f in odd if rng.random() < 0.9]
+    unnamed = [f for f in facts if f.split(" ")[-1] in things]
+    if unnamed and not set(unnamed) & set(said) and rng.random() < 0.9:
+        said.append(str(rng.choice(unnamed)))
     said = [said[k] for k in rng.permutation(len(said))]
     text = phrase(said[0], language, rng)
     for fact in said[1:]:
