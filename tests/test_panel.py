@@ -320,6 +320,13 @@ def test_every_language_has_every_text_with_the_same_gaps():
         assert all(isinstance(text, str) and text.strip() for text in texts.values()), key
 
 
+def test_the_texts_are_plain_yaml_for_every_reader():
+    """OmegaConf 2.4 reads more than PyYAML does, which is what Colab's 2.3 stands on."""
+    yaml = pytest.importorskip("yaml")
+    for path in sorted(Path(vqclip.__file__).parent.rglob("*.yaml")):
+        assert yaml.safe_load(path.read_text("utf-8")), path
+
+
 def test_every_text_is_used_and_every_used_one_is_there():
     source = "".join(path.read_text("utf-8") for path in Path(vqclip.__file__).parent.glob("*.py"))
     spoken = set(re.findall(r"""words\("(\w+)\"""", source)) | set(re.findall(r'"(\w+)"', source))
