@@ -152,6 +152,7 @@ def _blank(config: dict, path: Path) -> VQGAN:
         with torch.device("meta"):
             return VQGAN(**config)
     except Exception as error:  # whatever taming trips over in numbers that are none
+        reason = str(error).partition("\n")[0]  # torch may go on for pages
         raise checkpoints.CheckpointError(
-            f"the configuration of {path.name} describes no VQGAN ({type(error).__name__}: {error}): fetch it again"
+            f"the configuration of {path.name} describes no VQGAN ({type(error).__name__}: {reason}): fetch it again"
         ) from error
