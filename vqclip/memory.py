@@ -32,7 +32,7 @@ PAINTER, JUDGES = 1.1, 1.4  # what each takes at its height, as a multiple of wh
 # thread the height was 1.84 times what is kept (300 MiB, where float32 took 711), PAINTER included.
 AGAIN = 1.7
 # A painter whose gradients go back patch by patch keeps nothing, and has this share of it at one time while it paints:
-# on the shipped one at 512x512 it was 0.22 in float32 and 0.47 in bfloat16; small pictures take some ten MB more.
+# on the shipped one at 512x512 it was 0.22 in float32 and 0.47 in bfloat16, at 256x256 0.48 and 0.68 (137 and 55 MB).
 FORWARD = 0.5
 SIXTEEN = 0.75  # of a judge's memory in sixteen bits: norms and the picture stay in float32
 
@@ -111,9 +111,9 @@ def needed(run: Run, size: tuple[int, int] | None = None, chunk: int = 0) -> Nee
             whole += takes  # kept until the painter's turn
     models = (painter, *(judge.perceptor for judge in theirs))
     weights = sum(size_of(model) for model in models if isinstance(model, nn.Module))
-    patchwise, hollow.patches = painter.patches is not None, None
+    hollow.patches = None  # what the decoder itself would keep
     paints = kept(lambda: clamp_with_grad(hollow.decode(z)), hollow)
-    if patchwise:
+    if painter.patches is not None:
         paints = round(FORWARD * paints)
     elif painter.precision != torch.float32:
         paints = round(AGAIN * paints)
