@@ -25,8 +25,8 @@ VQGANS = [("vq-f2", False, 2), ("vq-f4", False, 4), ("gumbel-f2", True, 2), ("gu
 class Exact:
     """A perceptor in float64, around openai-clip's own network; the package's own embeds in float32."""
 
-    def __init__(self, network):
-        self.network, self.name, self.size = network, "exact", network.visual.input_resolution
+    def __init__(self, network, name):
+        self.network, self.name, self.size = network, name, network.visual.input_resolution
 
     def encode_text(self, texts):
         return F.normalize(self.network.encode_text(tiny.tokenize(texts)), dim=1)
@@ -52,7 +52,7 @@ def models(tmp_path_factory):
         tiny.write_clip_safetensors(path, original)
         found[name, torch.float32] = original, vqclip.load_clip(path)
         double = tiny.clip(kind, seed, torch.float64)
-        found[name, torch.float64] = double, Exact(double)
+        found[name, torch.float64] = double, Exact(double, name)
     return found
 
 
@@ -285,7 +285,7 @@ class World:
         if case.tv:
             losses["tv"] = case.tv / 4, LOSSES["tv"]
         adam = torch.optim.Adam(latent.parameters(), lr=case.lr)
-        self.run = vqclip.Run(latent, losses, adam, steps=9, settings=vqclip.Settings(size=case.size))
+        self.run = vqclip.Run(latent, losses, adam, steps=30, settings=vqclip.Settings(size=case.size))
         self.targets = [self._targets(clip, twin) for clip, twin in zip(self.clips, self.twins, strict=True)]
 
     def _targets(self, clip, twin):
@@ -326,6 +326,21 @@ class World:
         judge.set_weights([t.weight for t in targets], [t.stop for t in targets])
 
 
+def nearest_kink(world, z, crops_of_judges):
+    """How near a pixel of the picture or of a cutout comes to 0 or 1 without being there.
+
+    Where it comes within rounding, chance tells on which side of its clamp it is, and whether its gradient passes: two
+    right gradients are then up to 2e-3 apart.
+    """
+    codes = ref.nearest_codes(z, world.painter.codebook)
+    seen = [(world.painter.decode(ref.embed(codes, world.painter.codebook)) + 1) / 2]
+    picture = seen[0].clamp(0, 1)
+    for twin, some in zip(world.twins, crops_of_judges, strict=True):
+        seen += [ref.resample(picture[..., y : y + s, x : x + s], (twin.size, twin.size)) for s, x, y in some]
+    off = torch.cat([torch.minimum(pixels.abs(), (pixels - 1).abs()).flatten() for pixels in seen])
+    return off[off > 0].min()
+
+
 def crops(cutter, width, height):
     """The cutter's next crops as (size, x, y)."""
     return [tuple(box) for box in cutter.draw(height, width).boxes.tolist()]
@@ -350,11 +365,14 @@ def test_iterations_agree_in_float64(case, models, figures):
 
 
 def iterations(world, n):
-    """The largest errors of n iterations: each from the package's z, so that they don't pile up."""
-    case, largest = world.case, {}
+    """The largest errors of n iterations: each from the package's z, so that they don't pile up.
+
+    Iterations at a kink are made, but do not count.
+    """
+    case, largest, compared = world.case, {}, 0
     run, z = world.run, world.run.latent.z
     adam, stepper = ref.Adam(case.lr), ref.Adam(case.lr)
-    for step in range(n):
+    for step in range(8 * n):
         before = z.detach().clone()
         cuts = [crops(twin, *case.size) for twin in world.twins]
         if step == 0 and case.stops:
@@ -369,10 +387,15 @@ def iterations(world, n):
             "step": relative(z, stepped),
             "z": relative(z, theirs.z),
         }
-        largest = {name: max(error, largest.get(name, 0)) for name, error in errors.items()}
+        if nearest_kink(world, before, cuts) > (1.5e-5 if z.dtype == torch.float32 else 1e-12):
+            largest = {name: max(error, largest.get(name, 0)) for name, error in errors.items()}
+            compared += 1
         if case.lr > 1:
             low, high = ref.codebook_box(world.painter.codebook)
             assert ((z == low) | (z == high)).float().mean() > 0.1
+        if compared == n:
+            break
+    assert compared == n
     clamped = (theirs.image == 0) | (theirs.image == 1)
     assert 0.01 < clamped.float().mean() < 0.5  # so the clamp had a say
     return largest
@@ -382,7 +405,7 @@ def iterations(world, n):
 def test_a_stop_holds_some_crops_and_not_others(weight, models):
     """The cases above would agree too if neither side knew stops."""
     case = Case("", prompts=(("fog", weight),))
-    held, free = (World(case, models) for _ in range(2))
+    held, free = (World(case, models, torch.float64) for _ in range(2))
     cuts = [crops(twin, *case.size) for twin in held.twins]
     z = held.run.latent.z
     held.put_stops(z, cuts)
@@ -395,10 +418,8 @@ def test_a_stop_holds_some_crops_and_not_others(weight, models):
 
 def test_generate_sets_up_this_very_loop(models, figures):
     """Start, normalised weights, judges in equal parts, the cutters' seeds: from words to the third step."""
-    painter, vqgan = models["gumbel-f4", torch.float32]
-    clips = {
-        clip.name: (original, clip) for original, clip in (models[n, torch.float32] for n in ("vit", "other"))
-    }
+    painter, vqgan = models["gumbel-f4", torch.float64]
+    clips = {name: models[name, torch.float64] for name in ("vit", "other")}
     run = vqclip.generate(
         "a desert:50 | snow:25 | fog:-25:-0.7",
         vqgan,
@@ -450,5 +471,5 @@ def test_generate_sets_up_this_very_loop(models, figures):
             "step": relative(z, ref.clamp_to_box(stepper.step(before, z.grad), painter.codebook)),
         }
         assert torch.equal(frame.codes, theirs.codes[0])
-        assert max(errors.values()) < 1e-4, errors
+        assert max(errors.values()) < 1e-5, errors
     figures.append(("generate, third step", errors))
