@@ -13,8 +13,9 @@ torch.set_num_threads(1)  # the tiny networks are too small for more, and so the
 
 def pytest_configure(config):
     config.addinivalue_line("filterwarnings", "error")
-    # taming's, torch's and imageio's own
-    for text in ("Importing from timm", r"`torch.jit.*` is deprecated", "Exception ignored in. <_io.FileIO"):
+    # taming's, torch's and imageio's own; the last, of the ipykernel that Colab has
+    for text in ("Importing from timm", r"`torch.jit.*` is deprecated", "Exception ignored in. <_io.FileIO",
+                 "Parsing dates involving a day of month"):  # fmt: skip
         config.addinivalue_line("filterwarnings", f"ignore:{text}")
 
 

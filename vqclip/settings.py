@@ -165,15 +165,21 @@ def table() -> list[tuple[str, str, str, str]]:
 
 
 def _escaped(value: Any) -> Any:
-    r"""Text as OmegaConf takes it literally: `${` would be a reference, and an error where it is not closed."""
-    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
+    r"""Text as OmegaConf takes it literally: `${` would be a reference, and an error where it is not closed.
+
+    A next-line character (U+0085) is written as such a reference, as PyYAML reads it back as a space.
+    """
+    as_written = {"${": r"\${", "\x85": "${NEL}"}
+    return (re.sub(r"(\\*)(\$\{|\x85)", lambda found: 2 * found[1] + as_written[found[2]], value)
+            if isinstance(value, str) else value)  # fmt: skip
 
 
 def _unescaped(value: Any) -> Any:
-    """The inverse of `_escaped`; a `${` that somebody typed into the file stays what it is."""
+    """The inverse of `_escaped`; another `${` that somebody typed into the file stays what it is."""
     if not isinstance(value, str):
         return value
-    return re.sub(r"(?<!\\)((?:\\\\)*)\\\$\{", lambda found: found[1][::2] + "${", value)
+    as_meant = {r"\${": "${", "${NEL}": "\x85"}
+    return re.sub(r"(?<!\\)((?:\\\\)*)(\\\$\{|\$\{NEL\})", lambda found: found[1][::2] + as_meant[found[2]], value)
 
 
 def _range(spec: Field) -> str:
