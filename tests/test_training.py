@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 
 import vqclip
 from training.captions import LANGUAGES, NOUNS, all_words, caption, phrase
-from training.scenes import COLOURS, GROUNDS, HELD_OUT, SHAPES, SIDE, Scene, render, scene
-from training.train_clip import ODDS, Captioned, bend, spoil, with_other_things, without_things
+from training.data import floats
+from training.scenes import COLOURS, GROUNDS, HELD_OUT, SHAPES, SIDE, Scene, render, scene, things
+from training.train_clip import ODDS, Captioned, ahead, bend, spoil, with_other_things, without_things
 from training.walkers import Walkers, turns
 from vqclip.perceptor import tokenizer
 
@@ -119,6 +120,9 @@ def test_a_scene_without_its_things_is_otherwise_the_same(what):
     with_them, bare = (render(s).astype(int) for s in (Scene(3, **what), without_things(Scene(3, **what))))
     changed = np.abs(with_them - bare).max(2) > 8
     assert 0.01 < changed.mean() < 0.5
+    where = things(Scene(3, **what))
+    assert where[np.abs(with_them - bare).max(2) > 20].all() and where.sum() < 3 * changed.sum()  # with a margin
+    assert not things(without_things(Scene(3, **what))).any() or not what["ground"]
 
 
 def test_other_things_stand_where_the_first_ones_stood_and_are_never_held_out():
@@ -141,6 +145,17 @@ def test_bent_pictures_are_out_of_shape_by_a_few_pixels():
     along = torch.linspace(0, 1, 128).expand(20, 3, 128, 128)  # each pixel is its own place
     pushed = (bend(along) - along).abs() * 127
     assert pushed.mean(dim=(1, 2, 3)).max() > 1 and 4 < pushed.max() < 30
+
+
+def test_a_direction_is_judged_in_the_things_places_by_itself():
+    torch.manual_seed(0)
+    way, share, where = torch.randn(6, 3, 16, 16), torch.ones(6), torch.zeros(6, 1, 16, 16)
+    where[..., 2:4, 2:4] = 1  # 4 of 256 pixels
+    astray = torch.where(where > 0, -way, way)
+    right, wrong = (ahead(uphill, way, share, where) for uphill in (way, astray))
+    assert right < 0.01 and wrong > 2 / 3  # a third of it is all astray
+    half = torch.where(torch.arange(6).view(6, 1, 1, 1) < 3, where, 0.0)
+    assert right < ahead(torch.where(half > 0, -way, way), way, share, where) < wrong
 
 
 def test_captions_mention_only_what_is_true():
@@ -194,10 +209,13 @@ def test_walkers_take_turns_and_begin_anew_at_different_steps():
 def test_a_walker_keeps_its_goal_and_caption_until_it_begins_anew():
     pictures = np.stack([render(scene(k)) for k in range(12)])
     painted = {"scene": np.arange(12), "picture": pictures, "share": np.zeros(12), "odds": np.full(12, 1 / 12)}
-    batches = iter(Captioned(pictures, 8, 0, lambda: painted, 2, 0.75, walkers=(4, 5, 2), walking_from=3))
+    where = np.stack([things(scene(k)) for k in range(12)])
+    batches = iter(Captioned(pictures, where, 8, 0, lambda: painted, 2, 0.75, walkers=(4, 5, 2), walking_from=3))
     goals: dict[int, tuple] = {}
     for step in range(40):
-        whole, spoilt, share, facts, texts, said, walkers, new = next(batches)
+        whole, places, spoilt, share, facts, texts, said, walkers, new = next(batches)
+        of = [next(k for k in range(12) if torch.equal(floats(pictures[k : k + 1])[0], one)) for one in whole]
+        assert torch.equal(places[:, 0].bool(), torch.from_numpy(where[of]))
         assert len(whole) == len(facts) == len(texts) == len(said) == (6 if step >= 3 else 8)
         assert len(walkers) == len(new) == (2 if step >= 3 else 0)
         assert len(spoilt) == len(share) == (0, 0, 6, 2)[min(step, 3)]

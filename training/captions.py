@@ -104,6 +104,7 @@ JOINTS = {
     "en": (" ", ", ", " and ", " with ", " under ", " over "), "ru": (" ", ", ", " и ", ", "),
     "de": (" ", ", ", " und ", " mit "), "es": (" ", ", ", " y ", " con "),
 }  # fmt: skip
+ON = {"en": " on ", "es": " en "}  # before a background; in the other languages it would take another case
 OPENINGS = {
     "en": ("", "", "", "a painting of ", "a picture of ", "a photo of "), "ru": ("", "", "", "картина: "),
     "de": ("", "", "", "ein Bild: "), "es": ("", "", "", "una imagen de "),
@@ -145,7 +146,10 @@ def caption(scene: Scene, rng: np.random.Generator, language: str = "") -> tuple
     said = [said[k] for k in rng.permutation(len(said))]
     text = phrase(said[0], language, rng)
     for fact in said[1:]:
-        text += str(rng.choice(JOINTS[language])) + phrase(fact, language, rng)
+        joint = str(rng.choice(JOINTS[language]))
+        if language in ON and fact.endswith(" background") and rng.random() < 0.5:
+            joint = ON[language]
+        text += joint + phrase(fact, language, rng)
     if rng.random() < 0.3:
         text = str(rng.choice(OPENINGS[language])) + text
     return text, frozenset(said)

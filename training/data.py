@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -10,25 +11,31 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .scenes import SIDE, render, scene
+from .scenes import Scene, render, scene
 
 
-def _render(seed: int, held_out: bool) -> np.ndarray:
-    return render(scene(seed, held_out))
+def _made(seed: int, what: Callable[[Scene], np.ndarray], held_out: bool) -> np.ndarray:
+    return what(scene(seed, held_out))
 
 
-def rendered(folder: Path, count: int, first: int = 0, processes: int = 1, held_out: bool = False) -> np.ndarray:
-    """Scenes `first` to `first + count` as (count, SIDE, SIDE, 3) uint8, from `folder` or painted there now."""
-    path = folder / f"scenes-{first}-{count}.npy"
+def rendered(folder: Path, count: int, first: int = 0, processes: int = 1, held_out: bool = False,
+             what: Callable[[Scene], np.ndarray] = render) -> np.ndarray:  # fmt: skip
+    """Scenes `first` to `first + count` as (count, SIDE, SIDE, 3) uint8, from `folder` or painted there now.
+
+    Args:
+        what: `render`, or `things` for where their things are, (count, SIDE, SIDE) bool.
+    """
+    path = folder / f"{'scenes' if what is render else what.__name__}-{first}-{count}.npy"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(".partial")
-        pictures = np.lib.format.open_memmap(unfinished, "w+", np.uint8, (count, SIDE, SIDE, 3))
-        paint = partial(_render, held_out=held_out)
+        like = what(scene(first, held_out))
+        made = np.lib.format.open_memmap(unfinished, "w+", like.dtype, (count, *like.shape))
         with get_context("spawn").Pool(processes) as pool:
-            for k, picture in enumerate(pool.imap(paint, range(first, first + count), chunksize=32)):
-                pictures[k] = picture
-        pictures.flush()
+            each = pool.imap(partial(_made, what=what, held_out=held_out), range(first, first + count), chunksize=32)
+            for k, one in enumerate(each):
+                made[k] = one
+        made.flush()
         unfinished.rename(path)
     return np.load(path, mmap_mode="r")
 

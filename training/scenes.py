@@ -181,10 +181,11 @@ def _soft(distance: np.ndarray) -> np.ndarray:
 
 
 class Canvas:
-    """A picture (SIDE, SIDE, 3) in [0, 1], and the light that falls on what is painted."""
+    """A picture (SIDE, SIDE, 3) in [0, 1], the light that falls on what is painted, and what of it is `covered`."""
 
     def __init__(self, light=(1.0, 1.0, 1.0)):
         self.pixels = np.zeros((SIDE, SIDE, 3), np.float32)
+        self.covered = np.zeros((SIDE, SIDE), np.float32)
         self.light = np.asarray(light, np.float32)
 
     def fill(self, mask: np.ndarray, colour, shade=None, lit: bool = True) -> None:
@@ -195,6 +196,7 @@ class Canvas:
         if shade is not None:
             colour = colour * shade[..., None]
         self.pixels += mask[..., None] * (np.clip(colour, 0, 1) - self.pixels)
+        np.maximum(self.covered, mask, out=self.covered)
 
 
 def box(x, y, left, right, top, bottom):
@@ -216,6 +218,20 @@ def cone(x, y, cx, top, bottom, half):
 
 def render(scene: Scene) -> np.ndarray:
     """Paint a scene: (SIDE, SIDE, 3) uint8."""
+    return _paint(scene)[0]
+
+
+def things(scene: Scene) -> np.ndarray:
+    """Where its things are, a margin of three pixels with them: (SIDE, SIDE) bool. Light counts, where it is bright."""
+    y, x = np.nonzero(_paint(scene)[1] > 0.3)
+    where = np.zeros((SIDE + 6, SIDE + 6), bool)
+    for dy, dx in np.ndindex(7, 7):
+        where[y + dy, x + dx] = True
+    return where[3:-3, 3:-3]
+
+
+def _paint(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
+    """The picture (SIDE, SIDE, 3) uint8, and how much of it things cover (SIDE, SIDE)."""
     rng = np.random.default_rng((7, scene.seed))
     if not scene.ground:
         return _plain(scene, rng)
@@ -230,21 +246,27 @@ def render(scene: Scene) -> np.ndarray:
     horizon = rng.uniform(0.54, 0.66) if tall else rng.uniform(0.42, 0.64)
     canvas.fill(np.ones((SIDE, SIDE), np.float32),
                 top + (bottom - top) * np.clip(y / horizon, 0, 1)[..., None] ** 1.3, lit=False)  # fmt: skip
+    canvas.covered[:] = 0
     names = dict(scene.objects)
     for name in ("stars", "moon", "sun", "rainbow"):
         if name in names:
             low = 0.34 if tall and name == "sun" else horizon  # not behind what stands there
             OBJECTS[name](canvas, rng, rng.uniform(0.15, 0.85), low, scene.time)
+    above = canvas.covered.copy()
     _sky(canvas, rng, scene, horizon)
+    canvas.covered[:] = 0
     _land(canvas, rng, scene, horizon)
+    above *= canvas.covered < 0.5
     canvas.light = 0.45 + 0.55 * canvas.light  # what stands in front keeps more of its own colour
+    canvas.covered[:] = 0
     places = list(rng.permutation((0.27, 0.5, 0.73)) + rng.uniform(-0.07, 0.07, 3))
     for name, colour in scene.objects:
         if name not in ("stars", "moon", "sun", "rainbow"):
             OBJECTS[name](canvas, rng, places.pop() if places else 0.5, horizon, colour)
+    covered = np.maximum(above, canvas.covered)
     _weather(canvas, rng, scene)
     grain = 1 + 0.04 * (_noise(rng, 33, 33) - 0.5)
-    return (np.clip(canvas.pixels * grain[..., None], 0, 1) * 255 + 0.5).astype(np.uint8)
+    return (np.clip(canvas.pixels * grain[..., None], 0, 1) * 255 + 0.5).astype(np.uint8), covered
 
 
 def _sky(canvas, rng, scene, horizon):
@@ -510,7 +532,7 @@ OBJECTS = {
 }  # fmt: skip
 
 
-def _plain(scene: Scene, rng) -> np.ndarray:
+def _plain(scene: Scene, rng) -> tuple[np.ndarray, np.ndarray]:
     """A shape of one colour on a ground of another."""
     x, y = _grid()
     canvas = Canvas()
@@ -528,5 +550,6 @@ def _plain(scene: Scene, rng) -> np.ndarray:
     else:
         angle = np.arctan2(u, -v)
         d = (np.sqrt(u * u + v * v) * (1 + 0.38 * np.cos(angle * 5 + np.pi)) - 0.75) * 0.6
+    canvas.covered[:] = 0
     canvas.fill(_soft(d * r), COLOURS[colour], 0.95 + 0.1 * _noise(rng, 5, 5))
-    return (np.clip(canvas.pixels, 0, 1) * 255 + 0.5).astype(np.uint8)
+    return (np.clip(canvas.pixels, 0, 1) * 255 + 0.5).astype(np.uint8), canvas.covered

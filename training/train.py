@@ -22,7 +22,7 @@ from vqclip.files import atomic
 
 from .data import rendered
 from .export import export_clip, export_vqgan
-from .scenes import scene
+from .scenes import scene, things
 from .train_clip import Captioned, JudgesTraining, Mosaic, repaint, show
 from .train_vqgan import Crops, PaintersTraining
 from .walkers import Walkers
@@ -112,8 +112,9 @@ def train_clip(recipe: DictConfig, pictures: np.ndarray, painting: PaintersTrain
     judging = JudgesTraining(network, c.lr, c.steps, c.weight_decay, c.pointing, walkers, recipe.seed)
     painted = partial(repainted, recipe, pictures, painting)
     walking = c.walkers.count, c.walkers.length, c.walkers.each
-    fit(judging, lambda skip: Captioned(pictures, c.batch, recipe.seed, painted, c.painted_from, c.painted, walking,
-                                        c.walking_from, skip), recipe, "clip", c.steps)  # fmt: skip
+    where = rendered(Path(recipe.folder), len(pictures), processes=recipe.processes, what=things)
+    fit(judging, lambda skip: Captioned(pictures, where, c.batch, recipe.seed, painted, c.painted_from, c.painted,
+                                        walking, c.walking_from, skip), recipe, "clip", c.steps)  # fmt: skip
     return judging
 
 

@@ -29,6 +29,7 @@ from .walkers import Walkers, turns
 
 STANDING = tuple(sorted({"balloon"}.union(*PLACES.values())))  # what takes a place of its own in a scene
 LOOKS = 2  # at each walker at a step: to paint one costs more than a look
+LEAST_SEEN = 0.004  # of a glimpse: less of a thing says nothing about the way to it
 COARSE = 8  # pixels of a glimpse: what squares of this side lose of a direction is compared by itself too
 
 
@@ -56,13 +57,18 @@ class Vocabulary:
         return batch
 
 
-def cut(images: Tensor, size: int, draw: Draw, padding: str) -> Tensor:
-    """All of a glimpse that is linear: images (B, 3, H, W), one square of each -> (B, 3, S, S)."""
+def glimpse(images: Tensor, size: int, draw: Draw, padding: str) -> Tensor:
+    """Of each image (B, C, H, W) one square, bent as the loop bends it: (B, C, S, S)."""
     side, left, top = draw.boxes.unbind(1)
     rows = resampling(side, top, images.shape[2], size).to(images)  # (B, S, H)
     columns = resampling(side, left, images.shape[3], size).to(images)  # (B, S, W)
-    seen = rows[:, None] @ images @ columns[:, None].transpose(2, 3)
-    return torch.einsum("nij,njhw->nihw", draw.tints[..., :3].to(images), _bend(seen, draw.maps, padding))
+    return _bend(rows[:, None] @ images @ columns[:, None].transpose(2, 3), draw.maps, padding)
+
+
+def cut(images: Tensor, size: int, draw: Draw, padding: str) -> Tensor:
+    """All of a glimpse that is linear, its tint too: images (B, 3, H, W) -> (B, 3, S, S)."""
+    tints = draw.tints[..., :3].to(images)
+    return torch.einsum("nij,njhw->nihw", tints, glimpse(images, size, draw, padding))
 
 
 # How often `spoil` does what: all cells towards random codes, some cells, a region of another picture, another picture
@@ -199,7 +205,7 @@ class JudgesTraining(pl.LightningModule):
             each.step()
         self.log_dict(losses)
 
-    def losses(self, whole: Tensor, spoilt: Tensor, share: Tensor, facts, texts, said, walkers: Tensor,
+    def losses(self, whole: Tensor, things: Tensor, spoilt: Tensor, share: Tensor, facts, texts, said, walkers: Tensor,
                new: Tensor) -> dict[str, Tensor]:  # fmt: skip
         """The losses of a batch of `Captioned`: "telling" and "pointing". Moves its walkers a step."""
         at = self.hparams.seed * 1_000_003 + self.global_step // 2  # Lightning counts the steps of both optimisers
@@ -218,9 +224,10 @@ class JudgesTraining(pl.LightningModule):
         seen, uphill, way, draw = self._uphill(spoilt, whole[looks], read, at)
         if len(walkers):
             self.walkers.walk(walkers, self._uncut(uphill[walking:].detach(), draw[walking:], whole[walking:]))
+        things = glimpse(things[looks], self.cutter.size, draw, "zeros").clamp(0, 1)
         with torch.autocast(whole.device.type, enabled=False):  # bfloat16 is too coarse to tell likenesses apart
             logits = self.clip.logit_scale.exp().clamp(max=30) * seen @ read.T  # (B, T)
-            return {"telling": agree(logits, right, (1 - share) ** 2), "pointing": ahead(uphill, way, share)}
+            return {"telling": agree(logits, right, (1 - share) ** 2), "pointing": ahead(uphill, way, share, things)}
 
     def _uphill(self, spoilt: Tensor, whole: Tensor, read: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor, Draw]:
         """How pictures (B, 3, H, W) look (B, D), where their likeness to texts (B, D) rises, and where it should.
@@ -259,42 +266,47 @@ class JudgesTraining(pl.LightningModule):
         return both, [torch.optim.lr_scheduler.LambdaLR(each, rate) for each in both]
 
 
-def ahead(uphill: Tensor, way: Tensor, share: Tensor) -> Tensor:
+def ahead(uphill: Tensor, way: Tensor, share: Tensor, things: Tensor) -> Tensor:
     """1 - the cosine between directions (B, 3, S, S) in a glimpse, `uphill` and the `way` to go.
 
     Half of it for each picture by itself, half over the batch as one vector, so that gradients also are as long as
-    there is far to go; of the whole direction, and of its detail, which colours would drown.
+    there is far to go; of the whole direction, of its detail, which colours would drown, and of what of it is in the
+    things' places (B, 1, S, S), which sky and land would.
     """
     cosines, far = [], (share > 0.05).float()
     coarse = [F.interpolate(F.avg_pool2d(x, COARSE), scale_factor=COARSE) for x in (uphill, way)]
-    for up, to in ((uphill, way), (uphill - coarse[0], way - coarse[1])):
+    seen = far * (things.mean((1, 2, 3)) > LEAST_SEEN)
+    for up, to, counts in ((uphill, way, far), (uphill - coarse[0], way - coarse[1], far),
+                           (uphill * things, way * things, seen)):  # fmt: skip
         cosines += [
-            (F.cosine_similarity(up.flatten(1), to.flatten(1), dim=1) * far).sum() / far.sum().clamp(min=1),
+            (F.cosine_similarity(up.flatten(1), to.flatten(1), dim=1) * counts).sum() / counts.sum().clamp(min=1),
             F.cosine_similarity(up.flatten(), to.flatten(), 0),
         ]
     return 1 - torch.stack(cosines).mean()
 
 
 class Captioned(torch.utils.data.IterableDataset):
-    """Batches (whole, spoilt, share, facts, texts, said, walkers, new), step by step from one seed.
+    """Batches (whole, things, spoilt, share, facts, texts, said, walkers, new), step by step from one seed.
 
-    whole (B, 3, H, W) in [0, 1]: scenes as rendered. facts: what is true of each. texts, said: a caption of each and
-    the facts that it mentions. The first are to be spoilt by whoever gets them. Then come the B' of which spoilt
-    (B', 3, H, W) is what the painter shows, share (B',) of which is lost. The last M are the goals of walkers (M,), of
-    which new (M,) begin. A walker keeps goal and caption all the way. As LOOKS at each are taken, B is so much less
-    than `batch`.
+    whole (B, 3, H, W) in [0, 1]: scenes as rendered. things (B, 1, H, W): 1 where their things are, 0 elsewhere. facts:
+    what is true of each. texts, said: a caption of each and the facts that it mentions. The first are to be spoilt by
+    whoever gets them. Then come the B' of which spoilt (B', 3, H, W) is what the painter shows, share (B',) of which is
+    lost. The last M are the goals of walkers (M,), of which new (M,) begin. A walker keeps goal and caption all the
+    way. As LOOKS at each are taken, B is so much less than `batch`.
 
     Args:
         pictures: (N, H, W, 3) uint8, the scenes 0 to N.
+        things: (N, H, W) bool, where their things are.
         painted: gives what `repaint` made of some of them, and `odds`; asked once it is needed.
         painted_from: the step from which on a part of each batch is painted.
         walkers: how many there are, how many turns each walk has, how many have their turn at a step.
         walking_from: the step from which on they do.
     """
 
-    def __init__(self, pictures, batch: int, seed: int, painted: Callable[[], dict[str, np.ndarray]], painted_from: int,
-                 part: float, walkers: tuple[int, int, int], walking_from: int, skip: int = 0):  # fmt: skip
-        self.pictures, self.batch, self.seed, self.skip = pictures, batch, seed, skip
+    def __init__(self, pictures, things, batch: int, seed: int, painted: Callable[[], dict[str, np.ndarray]],
+                 painted_from: int, part: float, walkers: tuple[int, int, int], walking_from: int,
+                 skip: int = 0):  # fmt: skip
+        self.pictures, self.things, self.batch, self.seed, self.skip = pictures, things, batch, seed, skip
         self.painted, self.painted_from, self.part = painted, painted_from, part
         self.walkers, self.walking_from = walkers, walking_from
         self.scenes = [scene(k) for k in range(len(pictures))]
@@ -315,9 +327,10 @@ class Captioned(torch.utils.data.IterableDataset):
             others = np.concatenate([fresh, painted["scene"][rows]])
             texts, said = zip(*(caption(self.scenes[k], rng) for k in others), *captions, strict=True)
             which = np.concatenate([others, goals])
-            yield (floats(self.pictures[which]), floats(painted["picture"][rows]),
-                   torch.from_numpy(painted["share"][rows]), [self.scenes[k].facts for k in which], texts, said,
-                   torch.tensor(walkers, dtype=torch.long), torch.tensor(new, dtype=torch.bool))  # fmt: skip
+            yield (floats(self.pictures[which]), torch.from_numpy(self.things[which])[:, None].float(),
+                   floats(painted["picture"][rows]), torch.from_numpy(painted["share"][rows]),
+                   [self.scenes[k].facts for k in which], texts, said, torch.tensor(walkers, dtype=torch.long),
+                   torch.tensor(new, dtype=torch.bool))  # fmt: skip
             step += 1
 
     def _walking(self, step: int):
