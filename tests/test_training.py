@@ -6,12 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from safetensors.torch import load_file
 
 import vqclip
 from training.captions import LANGUAGES, NOUNS, all_words, caption, phrase
 from training.data import floats
+from training.export import guide
 from training.scenes import COLOURS, GROUNDS, HELD_OUT, SHAPES, SIDE, Scene, render, scene, things
 from training.train_clip import ODDS, Captioned, ahead, bend, spoil, with_other_things, without_things
 from training.walkers import Walkers, turns
@@ -260,6 +262,19 @@ def test_walkers_begin_near_their_goal_and_come_nearer_when_led_there():
         away.append((walkers(which) - whole).abs().mean((1, 2, 3)))
     assert away[-1].mean() < 0.7 * away[0].mean()
     assert not walkers.z[:5].any() and not walkers.z[35:].any()
+
+
+def test_guidance_takes_what_all_texts_have_in_common_out_of_each():
+    clip = tiny.clip()
+    texts = ["a desert", "snow on mountains", "the sea at night", "fog", "a red house in the snow"]
+    rows = tiny.tokenize(texts)
+    with torch.no_grad():
+        before = clip.encode_text(rows)
+        guide(clip, rows, 0.4)
+        after = clip.encode_text(rows)
+    assert torch.allclose(after, before - 0.4 * before.mean(0), atol=1e-4 * before.abs().max())
+    alike, less = (torch.nn.functional.cosine_similarity(x[:, None], x[None], dim=2).mean() for x in (before, after))
+    assert less < alike - 0.05
 
 
 MINIATURE = """

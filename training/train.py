@@ -20,8 +20,9 @@ from pytorch_lightning.loggers import CSVLogger
 
 from vqclip.files import atomic
 
+from .captions import caption
 from .data import rendered
-from .export import export_clip, export_vqgan
+from .export import export_clip, export_vqgan, guide
 from .scenes import scene, things
 from .train_clip import Captioned, JudgesTraining, Mosaic, repaint, show
 from .train_vqgan import Crops, PaintersTraining
@@ -133,6 +134,9 @@ def train(recipe: DictConfig) -> None:
     pictures = rendered(Path(recipe.folder), recipe.scenes, processes=recipe.processes)
     painting = train_vqgan(recipe, pictures)
     judging = train_clip(recipe, pictures, painting)
+    rng = np.random.default_rng(recipe.seed)
+    texts = [caption(scene(k), rng)[0] for k in range(1000)]
+    guide(judging.clip, judging.vocabulary.encode(texts, judging.clip.context_length), recipe.clip.guidance)
     out = Path(recipe.out)
     out.mkdir(parents=True, exist_ok=True)
     patches = Mosaic(painting).adds.view(-1, 3, painting.f, painting.f)
