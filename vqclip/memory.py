@@ -28,13 +28,14 @@ if TYPE_CHECKING:
     from .run import Run
 
 PAINTER, JUDGES = 1.1, 1.4  # what each takes at its height, as a multiple of what autograd keeps of it
-# A painter in bfloat16 keeps little and computes it again, beside what it keeps: on the shipped one at 384x384 with one
-# thread the height was 1.84 times what is kept (300 MiB, where float32 took 711), PAINTER included.
-AGAIN = 1.7
+# A painter in bfloat16 keeps little and computes it again, beside what it keeps. On imagenet_f16_16384 with a judge in
+# bfloat16 and one thread, steps took .88 of what is said at 128x128 with 32 cutouts, .84 to .95 at 256x256, .77 at
+# 384x384 with 8: what is computed again at one time does not grow as fast as what is kept.
+AGAIN = 1.4
 # A painter whose gradients go back patch by patch keeps nothing, and has this share of it at one time while it paints:
 # on the shipped one at 512x512 it was 0.22 in float32 and 0.47 in bfloat16, at 256x256 0.48 and 0.68 (137 and 55 MB).
 FORWARD = 0.5
-SIXTEEN = 0.75  # of a judge's memory in sixteen bits: norms and the picture stay in float32
+SIXTEEN = 0.6  # of a judge's memory in sixteen bits: norms and the picture stay in float32; fitted as above
 
 _EXHAUSTED = re.compile(r"can't allocate memory|not enough memory|out of memory|ALLOC_FAILED", re.IGNORECASE)
 
