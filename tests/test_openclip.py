@@ -233,7 +233,7 @@ def test_every_model_of_the_zoo_has_its_own_activation_and_colours(monkeypatch, 
 def test_many_languages(zoo):
     """A run by prompts in Russian, each word of which the judge knows."""
     name = "open_clip:tiny-xlm/tiny-xlm.safetensors"
-    run = vqclip.generate("пустыня:50 | в снегу:25", quick.painter(), name, root=zoo, size=32, steps=2, cutouts=2,
+    run = vqclip.generate("пустыня:50 | в снегу:25", quick.painter(), name, root=zoo, size=32, steps=2, cutouts=2, lr=1,
                           device="cpu")  # fmt: skip
     clip = run.losses[name][1].perceptor
     read = clip.tokens("пустыня")
