@@ -169,9 +169,10 @@ def _escaped(value: Any) -> Any:
 
     A next-line character (U+0085) is written as such a reference, as PyYAML reads it back as a space.
     """
+    if not isinstance(value, str):
+        return value
     as_written = {"${": r"\${", "\x85": "${NEL}"}
-    return (re.sub(r"(\\*)(\$\{|\x85)", lambda found: 2 * found[1] + as_written[found[2]], value)
-            if isinstance(value, str) else value)  # fmt: skip
+    return re.sub(r"(\\*)(\$\{|\x85)", lambda found: 2 * found[1] + as_written[found[2]], value)
 
 
 def _unescaped(value: Any) -> Any:
