@@ -5,6 +5,7 @@
 # make test-browser   the studio in JupyterLab and Voila, in chromium (apt-get install chromium)
 # make test-colab     the studio's messages on the kernel that Colab has; PYTHON=python3.13 as there
 # make bench    measures how fast it is beside a plain loop; ROWS="step-256 video" only these, QUICK=1 tries it out
+# make bench-studio   measures how quickly the studio answers, in chromium
 # make profile  says where a step's time goes
 # PYTHON=python3.12 make ...   takes another Python (3.10 to 3.13)
 
@@ -16,7 +17,7 @@ PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --use-pep
 # torchvision comes along unused with every install; a build for another torch (a CPU torch's) breaks whoever imports it
 FITTING = $(BIN)/python -c "import torchvision" 2> /dev/null || $(BIN)/python -m pip uninstall --quiet --yes torchvision
 
-.PHONY: demo test test-all test-browser test-colab train judge quality bench profile lint clean
+.PHONY: demo test test-all test-browser test-colab train judge quality bench bench-studio profile lint clean
 
 demo: $(VENV)/installed
 	$(BIN)/vqclip generate "desert:50 | snow:25" --workspace workspace
@@ -48,6 +49,9 @@ quality: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks.bench $(ROWS) $(if $(QUICK),--quick)
+
+bench-studio: $(VENV)/installed-browser
+	$(BIN)/python -m benchmarks.studio $(if $(QUICK),--quick)
 
 profile: $(VENV)/installed
 	$(BIN)/python -m benchmarks.bench --profile $(if $(QUICK),--quick)

@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 import urllib.request
 from pathlib import Path
 
@@ -78,8 +79,6 @@ def free_port():
 
 def wait_for(address, process):
     """Until something answers there, be it with a refusal."""
-    import time
-
     until = time.monotonic() + PATIENCE / 1000
     while time.monotonic() < until:
         assert process.poll() is None, "the server ended"
@@ -161,12 +160,14 @@ class StudioPage:
         self.page.locator("button.jupyter-button", has_text=re.compile(rf"^\s*{name}\s*$")).first.click()
 
     def set_weight(self, row, value):
-        """Type a weight beside its slider."""
+        """Type a weight beside its slider; says when Enter was pressed, in seconds since 1970."""
         readout = self.panel.locator(".vqclip-row").nth(row).locator(".widget-readout")
         readout.click()
         readout.press("Control+a")
         readout.press_sequentially(str(value))
+        pressed = time.time()
         readout.press("Enter")
+        return pressed
 
     def shoot(self, name):
         """Leave a screenshot where `VQCLIP_SCREENSHOTS` says."""
