@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import checkpoints
+from .attention import Attention
 from .ops import with_large_grad
 
 MEAN = 0.48145466, 0.4578275, 0.40821073  # of the pictures OpenAI trained on, red green blue
@@ -235,7 +236,10 @@ def _blank(weights: dict[str, Tensor], path: Path) -> nn.Module:
     try:
         shapes = {key: value.to("meta") for key, value in _full(weights).items()}
         with torch.device("meta"):
-            return openai_clip("model").build_model(shapes).float()  # strict in names and shapes
+            network = openai_clip("model").build_model(shapes).float()  # strict in names and shapes
+            for block in getattr(getattr(network.visual, "transformer", None), "resblocks", ()):  # a ResNet has none
+                block.attn = Attention(block.attn.embed_dim, block.attn.num_heads)
+            return network
     except (LookupError, RuntimeError, ValueError, ArithmeticError, AssertionError) as error:
         raise checkpoints.CheckpointError(
             f"{path} does not hold one of OpenAI's CLIP models ({' '.join(str(error).split())[:200]}): fetch it again"

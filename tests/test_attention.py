@@ -1,0 +1,53 @@
+"""Attention spelled out is torch's own: in value, in gradient, in what it keeps."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from vqclip.attention import AT_ONCE, Attention, attend
+from vqclip.memory import kept
+
+
+def drawn(*shape, seed=0, dtype=torch.bfloat16):
+    return torch.randn(3, *shape, generator=torch.Generator().manual_seed(seed)).to(dtype).requires_grad_()
+
+
+@pytest.mark.parametrize("shape", [(5, 3, 65, 64), (3, 12, 197, 64), (1, 1, 1, 8), (40, 12, 50, 16)])
+def test_bfloat16_gives_what_float32_gives_and_its_gradients(shape):
+    spelled = drawn(*shape)
+    exact = spelled.detach().float().requires_grad_()
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    wanted, found = F.scaled_dot_product_attention(*exact), attend(*spelled)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), wanted, atol=0.03, rtol=0.03)
+    (wanted * weight).sum().backward()
+    (found * weight).sum().backward()
+    for a, b in zip(exact.grad, spelled.grad.float(), strict=True):
+        assert (a - b).norm() <= 0.02 * a.norm() + 1e-6
+    assert shape != (40, 12, 50, 16) or AT_ONCE // (12 * 50**2) < 40  # in pieces
+
+
+def test_float32_is_torchs_own():
+    q, k, v = drawn(2, 3, 9, 8, dtype=torch.float32)
+    assert torch.equal(attend(q, k, v), F.scaled_dot_product_attention(q, k, v))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_layer_has_the_weights_and_the_answer_of_torchs(dtype):
+    torch.manual_seed(0)
+    theirs = nn.MultiheadAttention(96, 3).to(dtype)
+    ours = Attention(96, 3, device="meta")
+    ours.load_state_dict(copy.deepcopy(theirs.state_dict()), assign=True)
+    tokens = torch.randn(17, 4, 96).to(dtype)
+    bound = {"atol": 1e-6, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 0.01, "rtol": 0.02}
+    found, weights = ours(tokens, tokens, tokens, need_weights=False, attn_mask=None)
+    assert weights is None
+    torch.testing.assert_close(found, theirs(tokens, tokens, tokens, need_weights=False)[0], **bound)
+
+
+def test_it_keeps_queries_keys_and_values_only():
+    q, k, v = (each.detach().clone().requires_grad_() for each in drawn(4, 12, 197, 64))
+    assert kept(lambda: attend(q, k, v)) == q.nbytes + k.nbytes + v.nbytes
