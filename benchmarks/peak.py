@@ -9,11 +9,12 @@ import torch
 from .models import Models
 
 
-def peak(side: str, kind: str, size: int, cutouts: int, precision: str, device: torch.device) -> int:
+def peak(side: str, kind: str, size: int, cutouts: int, precision: str, device: torch.device, sparing: bool) -> int:
     """Bytes at the height of two steps, the networks included: of the card, or of this process (on Linux)."""
     models = Models(kind, device)
     if side == "ours":
-        run = models.run(size, cutouts, precision)
+        run = models.run(size, cutouts, precision, chunk=8 if sparing else 0)
+        run.latent.vqgan.sparing = sparing
         for _ in range(2):
             next(run)
     else:
@@ -35,11 +36,13 @@ def main() -> None:
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--sparing", action="store_true", help="ours as where memory is short, eight cutouts at once")
     asked = parser.parse_args()
     if sys.platform != "linux" and asked.device == "cpu":
         sys.exit("a process's height is read from /proc, which is Linux's: take a graphics card or another system")
     torch.set_num_threads(asked.threads)
-    print(peak(asked.side, asked.kind, asked.size, asked.cutouts, asked.precision, torch.device(asked.device)))
+    print(peak(asked.side, asked.kind, asked.size, asked.cutouts, asked.precision, torch.device(asked.device),
+               asked.sparing))  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -67,10 +67,13 @@ def spy(player: vqclip.player.Player) -> None:
 
 
 async def in_turns(settings: vqclip.Settings, pairs: int, steps: int) -> None:
-    """Steps with a panel on display, and as many recorded without; seconds, turn by turn, go to the file PACES."""
+    """Steps with a panel on display, and as many recorded without, turn by turn.
+
+    To the file PACES go seconds on the clock and of this process' own work; the page's work is its browser's.
+    """
     from IPython.display import display
 
-    took: dict[str, list[float]] = {"with": [], "without": []}
+    took: dict[str, list[tuple[float, float]]] = {"with": [], "without": []}
     studio = vqclip.Studio("workspace", settings.replace(steps=1))
     display(studio)
     await studio.run()  # loads, and warms up
@@ -80,7 +83,7 @@ async def in_turns(settings: vqclip.Settings, pairs: int, steps: int) -> None:
         pass
     for turn in range(pairs):
         for way in ("with", "without") if turn % 2 == 0 else ("without", "with"):
-            start = time.perf_counter()
+            start, work = time.perf_counter(), time.process_time()
             if way == "with":
                 studio.player.steps += steps
                 await studio.run()
@@ -88,7 +91,7 @@ async def in_turns(settings: vqclip.Settings, pairs: int, steps: int) -> None:
                 run.steps += steps
                 for _ in session.record(run):
                     pass
-            took[way].append(time.perf_counter() - start)
+            took[way].append((time.perf_counter() - start, time.process_time() - work))
     with atomic(Path(PACES), "w") as file:
         json.dump(took, file)
 
@@ -186,9 +189,10 @@ def table(found: dict[str, Any]) -> str:
         middle, low, high = spread([1000 * each for each in found["answers"][name]])
         lines.append(f"| {label} | {middle:.0f} ms | {low:.0f} to {high:.0f} |")
     paces = found["paces"]
-    ratios = [100 * (a / b - 1) for a, b in zip(paces["with"], paces["without"], strict=True)]
-    middle, low, high = spread(ratios)
-    lines.append(f"| steps with the panel take longer by | {middle:.1f} % | {low:.1f} to {high:.1f} |")
+    for which, label in enumerate(("steps with the panel take longer by", "and work of the kernel's own by")):
+        pairs = zip(paces["with"], paces["without"], strict=True)
+        middle, low, high = spread([100 * (ours[which] / bare[which] - 1) for ours, bare in pairs])
+        lines.append(f"| {label} | {middle:.1f} % | {low:.1f} to {high:.1f} |")
     for one in found["page"]:
         figures = f"{one['scripts']:.0f} MB of scripts' memory, {one['process']:.0f} MB in all"
         lines.append(f"| the page at step {one['step']} | {figures} | {one['nodes']:.0f} nodes |")

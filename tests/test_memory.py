@@ -8,7 +8,8 @@ import torch
 
 import vqclip
 from vqclip.cutouts import Cutouts
-from vqclip.memory import _of_machine, free, is_exhaustion, kept, needed, on_meta
+from vqclip.memory import _of_machine, fits, free, is_exhaustion, kept, needed, on_meta
+from vqclip.preflight import look
 from vqclip.run import OutOfMemory
 
 
@@ -73,7 +74,8 @@ def test_a_run_goes_on_in_smaller_chunks(how, back):
     with pytest.warns(UserWarning) as said:
         made, run = frames(Hungry(3, how, back=back))
     halved = [f"from here {now} cutouts are judged at once instead of {before}" for now, before in ((4, 8), (2, 4))]
-    assert [str(one.message).partition(": ")[2] for one in said] == halved
+    first = "from here the painter keeps little and takes longer"
+    assert [str(one.message).partition(": ")[2] for one in said] == [first, *halved]
     expected, other = frames(chunk=2)
     alike(made, expected)
     for ours, theirs in zip(run.state()["cutouts"].values(), other.state()["cutouts"].values(), strict=True):
@@ -83,9 +85,11 @@ def test_a_run_goes_on_in_smaller_chunks(how, back):
 
 def test_in_the_middle_of_a_run_frames_before_stay_as_they_were():
     hungry = Hungry(4, since=3)
-    with pytest.warns(UserWarning, match="out of memory at step 3, which is done again: from here 4"):
+    with pytest.warns(UserWarning) as said:
         made, _ = frames(hungry)
-    assert hungry.seen == [8] * 4 + [4] * 8  # three steps, the one that failed, and four in two parts each
+    again = "out of memory at step 3, which is done again: from here"
+    assert [str(one.message).startswith(again) for one in said] == [True, True]
+    assert hungry.seen == [8] * 5 + [4] * 8  # three steps, the one that failed twice, and four in two parts each
     whole, _ = frames()
     assert all(torch.equal(ours.codes, theirs.codes) for ours, theirs in zip(made, whole, strict=True))
     assert [a.losses == b.losses for a, b in zip(made, whole, strict=True)][:3] == [True] * 3
@@ -97,6 +101,35 @@ def test_several_judges_share_the_room():
         made, run = frames([quick.Judge("calm"), hungry])
     assert [judge.at_once for _, judge in run.judges()] == [2, 2]
     alike(made, frames([quick.Judge("calm"), quick.Judge("hungry")], chunk=2)[0])
+
+
+def test_a_painter_that_keeps_little_paints_the_same():
+    painter, grown = quick.painter(), None
+    z = torch.rand(1, 8, 16, 24, requires_grad=True)
+    plain = kept(lambda: painter.decode(z), painter)
+    for painter.sparing in (False, True):
+        z.grad = None
+        painter.decode(z).pow(2).sum().backward()
+        assert grown is None or z.grad.equal(grown)
+        grown = z.grad
+    assert kept(lambda: painter.decode(z), painter) < plain / 2
+
+
+def test_where_memory_is_short_the_painter_keeps_little_from_the_start(monkeypatch):
+    painter = quick.painter()
+    roomy = quick.run(vqgan=painter, **RUN)
+    assert not painter.sparing and fits(roomy)
+    expected = list(roomy)
+    room = needed(roomy).step - 1
+    monkeypatch.setattr("vqclip.memory.free", lambda device: room)
+    tight = quick.run(vqgan=painter, **RUN)
+    assert painter.sparing and fits(tight)
+    report = look(tight, free=10**9)
+    assert report.need.sparing and "with a painter that keeps little and takes longer" in "\n".join(report.lines())
+    alike(list(tight), expected)
+    monkeypatch.undo()
+    quick.run(vqgan=painter, **RUN)
+    assert not painter.sparing
 
 
 def test_when_one_at_a_time_is_too_much_the_run_stops_at_rest():
@@ -210,7 +243,7 @@ def test_a_copy_on_meta_has_no_values_and_leaves_the_module_alone(vit):
 
 
 @pytest.mark.parametrize("name", ["vit", "rn"])
-def test_the_count_is_that_of_a_real_step(vqgan, name, request):
+def test_the_count_is_that_of_a_real_step(vqgan, name, request, monkeypatch):
     """On meta as with values, but for what a processor's kernels note besides: nothing is assumed about networks."""
     run = vqclip.generate("a", vqgan, request.getfixturevalue(name), size=(48, 32), cutouts=4, device="cpu")
     _, judge = run.judges()[0]
@@ -221,6 +254,9 @@ def test_the_count_is_that_of_a_real_step(vqgan, name, request):
     assert real > 1_000_000 and need.judges == pytest.approx(real, rel=0.1)
     real = kept(lambda: vqgan.decode(torch.rand(1, 8, 16, 24, requires_grad=True)), vqgan)
     assert real > 1_000_000 and need.painter == pytest.approx(real, rel=0.1)
+    monkeypatch.setattr(vqgan, "sparing", True)
+    real = kept(lambda: vqgan.decode(torch.rand(1, 8, 16, 24, requires_grad=True)), vqgan)
+    assert real < needed(run).painter < need.painter
     assert need.weights == sum(t.nbytes for m in (vqgan, judge.perceptor) for t in (*m.parameters(), *m.buffers()))
 
 
@@ -231,6 +267,20 @@ def test_chunks_and_smaller_pictures_need_less(vqgan, vit):
     assert whole.judges > 3 * four.judges > 9 * one.judges and whole.painter == four.painter > 3 * small.painter
     assert whole.step > four.step > one.step > 1.1 * whole.painter
     assert run.state()["cutouts"]["vit"]["cutouts"].equal(draws)  # looking changes nothing
+
+
+def test_a_perceptor_that_asks_for_values_is_counted_without_itself(vqgan):
+    class Asks(torch.nn.Module):
+        name, size = "asks", 8
+
+        def encode_text(self, texts):
+            return torch.ones(len(texts), 4) / 2
+
+        def encode_image(self, cutouts):
+            return torch.ones(len(cutouts), 4) * float(cutouts.sum())
+
+    run = vqclip.generate("a", vqgan, Asks(), size=32, cutouts=4, device="cpu")
+    assert needed(run).judges == needed(vqclip.generate("a", vqgan, quick.Judge(), size=32, cutouts=4)).judges > 0
 
 
 def test_a_painter_keeps_nothing_where_gradients_go_back_patch_by_patch(vit):

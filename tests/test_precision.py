@@ -5,7 +5,6 @@ import quick
 import torch
 
 import vqclip
-from vqclip import decoder
 from vqclip.precision import Able, able, dtypes
 from vqclip.settings import SettingsError
 
@@ -81,8 +80,7 @@ def test_the_lean_decoder_is_tamings(name, files):
     plain.patches = short.patches = None  # the decoder's own way back, which the shipped one goes around
     codes = torch.randint(len(plain.codebook), (2, 6, 8), generator=torch.Generator().manual_seed(0))
     z = [plain.embed(codes).requires_grad_() for _ in range(3)]
-    pictures = [plain.decode(z[0]), (decoder.decode(plain.decoder, plain.post_quant_conv(z[1])) + 1) / 2,
-                short.decode(z[2])]  # fmt: skip
+    pictures = [(plain.decoder(plain.post_quant_conv(z[0])) + 1) / 2, plain.decode(z[1]), short.decode(z[2])]
     cotangent = quick.seeded(*pictures[0].shape)
     gradients = [torch.autograd.grad(picture, leaf, cotangent)[0] for picture, leaf in zip(pictures, z, strict=True)]
     for ours, theirs in ((pictures[1], pictures[0]), (gradients[1], gradients[0])):

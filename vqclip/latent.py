@@ -1,7 +1,8 @@
 """What is optimised: parameters that become a picture.
 
 A latent is called for its image (1, 3, H, W) in [0, 1]; it has `parameters()` for the optimiser, `project_()` to bring
-them back to where they mean something, `codes()`, the compact record of what it shows, and `state()` / `restore()`.
+them back to where they mean something, `codes()`, the compact record of what it shows, `state()` / `restore()`, and
+`spare()` for when memory is short.
 """
 
 from __future__ import annotations
@@ -66,6 +67,13 @@ class VQLatent:
     def decode(self, codes: Tensor) -> Tensor:
         """The picture of a grid of codes (h, w): (3, H, W) in [0, 1]."""
         return self.vqgan.decode(self.vqgan.embed(codes[None]))[0].clamp(0, 1)
+
+    def spare(self) -> bool:
+        """Have the painter keep less for its way back; False where it already keeps as little as it can."""
+        if self.vqgan.sparing or self.vqgan.patches is not None:
+            return False
+        self.vqgan.sparing = True
+        return True
 
     def state(self) -> dict[str, Tensor]:
         """Copies of what changes, and of the start, whose picture may be gone by the time it is needed again."""

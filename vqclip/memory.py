@@ -3,8 +3,9 @@
 The need is counted, not guessed: the networks of a run go through one step on torch's meta device, where tensors have
 shapes and no values, while autograd tells what it would keep for the way back. That takes a moment and no memory, and
 holds for every architecture. What autograd does not know of, gradients on their way and copies that kernels make, is
-an allowance, fitted to peaks that were measured on a CPU with a full-size pair (imagenet_f16_16384, ViT-B/32; 128x128
-and 256x256 with 32 cutouts, 256x256 and 384x384 with 8): what is said was 0 to 8 % above them. Graphics cards were not
+an allowance, fitted to peaks that were measured on a CPU with a full-size pair (imagenet_f16_16384, ViT-B/32) and one
+thread, at 128x128 and 256x256 with 32 cutouts, 256x256 and 384x384 with 8: .93 to 1.00 of what is said in float32, .79
+to .93 in bfloat16; with a painter that keeps little .90 at 512x512 and .88 at 1024x1024. Graphics cards were not
 measured; there, libraries take some hundred MB besides.
 """
 
@@ -21,17 +22,17 @@ import torch
 from torch import Tensor, nn
 
 from .cutouts import Cutouts
+from .decoder import decode
 from .losses import PromptLoss
-from .ops import clamp_with_grad
+from .ops import again
 
 if TYPE_CHECKING:
     from .run import Run
+    from .vqgan import VQGAN
 
-PAINTER, JUDGES = 1.1, 1.4  # what each takes at its height, as a multiple of what autograd keeps of it
-# A painter in bfloat16 keeps little and computes it again, beside what it keeps. On imagenet_f16_16384 with a judge in
-# bfloat16 and one thread, steps took .88 of what is said at 128x128 with 32 cutouts, .84 to .95 at 256x256, .77 at
-# 384x384 with 8: what is computed again at one time does not grow as fast as what is kept.
-AGAIN = 1.4
+PAINTER, JUDGES = 1.15, 1.5  # what each takes at its height, as a multiple of what autograd keeps of it
+# In bfloat16 a processor's convolutions make copies in float32 besides.
+COPIES = 1.35
 # A painter whose gradients go back patch by patch keeps nothing, and has this share of it at one time while it paints:
 # on the shipped one at 512x512 it was 0.22 in float32 and 0.47 in bfloat16, at 256x256 0.48 and 0.68 (137 and 55 MB).
 FORWARD = 0.5
@@ -48,11 +49,13 @@ class Need:
         weights: of painter and judges, which are there for as long as the run.
         painter: what the painter keeps for its way back, or has at a time where it keeps nothing.
         judges: what the judges keep at one time, with their cutouts.
+        sparing: whether the painter keeps little and computes the rest again.
     """
 
     weights: int
     painter: int
     judges: int
+    sparing: bool = False
 
     @property
     def step(self) -> int:
@@ -90,6 +93,12 @@ def _of_machine(info: Path = Path("/proc/meminfo"), group: Path = Path("/sys/fs/
         return None
 
 
+def fits(run: Run) -> bool:
+    """Whether a step has room, as far as anybody can tell."""
+    there = free(run.latent.z.device)
+    return there is None or needed(run).step <= there
+
+
 def needed(run: Run, size: tuple[int, int] | None = None, chunk: int = 0) -> Need:
     """What a run takes at its height.
 
@@ -112,23 +121,33 @@ def needed(run: Run, size: tuple[int, int] | None = None, chunk: int = 0) -> Nee
             whole += takes  # kept until the painter's turn
     models = (painter, *(judge.perceptor for judge in theirs))
     weights = sum(size_of(model) for model in models if isinstance(model, nn.Module))
-    hollow.patches = None  # what the decoder itself would keep
-    paints = kept(lambda: clamp_with_grad(hollow.decode(z)), hollow)
-    if painter.patches is not None:
-        paints = round(FORWARD * paints)
-    elif painter.precision != torch.float32:
-        paints = round(AGAIN * paints)
-    return Need(weights, paints, whole + max(pieces))
+    return Need(weights, _painted(hollow, z), whole + max(pieces), painter.sparing)
+
+
+def _painted(hollow: VQGAN, z: Tensor) -> int:
+    """What a painter on meta takes for a latent."""
+    z, largest = z.to(hollow.post_quant_conv.weight.dtype), 0
+
+    def weighed(part: Callable[[Tensor], Tensor], h: Tensor) -> Tensor:
+        nonlocal largest
+        largest = max(largest, kept(lambda: part(h.detach().requires_grad_()), hollow))
+        return again(part, h)
+
+    through = weighed if hollow.sparing else None
+    all_kept = kept(lambda: decode(hollow.decoder, hollow.post_quant_conv(z), through), hollow)
+    share = FORWARD if hollow.patches is not None else 1.0 if hollow.precision == torch.float32 else COPIES
+    return round(share * (all_kept + largest))
 
 
 def _judged(judge: PromptLoss, image: Tensor, n: int) -> int:
     """What n cutouts take on their way through a perceptor."""
     model, theirs = judge.perceptor, judge.cutouts
     cutouts = Cutouts(theirs.size, n, theirs.power, theirs.how, theirs.pooled)  # with draws of its own
-    if not isinstance(model, nn.Module):
-        return kept(lambda: cutouts(image))  # nobody can tell what somebody's own perceptor does
-    hollow = on_meta(model).float()  # as there is no autocast on meta
-    takes = kept(lambda: hollow.encode_image(cutouts(image)), hollow)
+    try:
+        hollow = on_meta(model).float()  # as there is no autocast on meta
+        takes = kept(lambda: hollow.encode_image(cutouts(image)), hollow)
+    except Exception:  # nobody can tell what somebody's own perceptor does; it may be no module, or ask for values
+        return kept(lambda: cutouts(image))
     return takes if getattr(model, "precision", torch.float32) == torch.float32 else round(takes * SIXTEEN)
 
 

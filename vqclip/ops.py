@@ -1,7 +1,8 @@
 """The few tensor operations the whole method stands on: gradients that go around what has none.
 
-Straight-through quantisation, a clamp that lets the picture come back into range, a way back around the painter, the
-nearest code, the great-circle distance, and the gathering of a gradient chunk by chunk. Each is a plain function.
+Straight-through quantisation, a clamp that lets the picture come back into range, a way back around the painter, one
+that computes again, the nearest code, the great-circle distance, and the gathering of a gradient chunk by chunk. Each
+is a plain function.
 """
 
 from __future__ import annotations
@@ -75,6 +76,30 @@ def patch_grad(paint: Callable[[Tensor], Tensor], z: Tensor, patches: Tensor) ->
         patches: (C, 3, f, f), what one of a channel adds to the image.
     """
     return _PatchGrad.apply(z, paint, patches)
+
+
+class _Again(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, compute):
+        ctx.save_for_backward(x)
+        ctx.compute = compute
+        return compute(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x = ctx.saved_tensors[0].detach().requires_grad_()
+        with torch.enable_grad():
+            y = ctx.compute(x)
+        return torch.autograd.grad(y, x, grad)[0], None
+
+
+def again(compute: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """`compute(x)`, of which only x is kept: on the way back it is computed again (Chen et al. 2016, arXiv 1604.06174).
+
+    The gradient is the same bit for bit, if `compute` gives the same each time; only x gets one. torch's own
+    `checkpoint` would do, but what it keeps cannot be counted by `memory.kept`.
+    """
+    return _Again.apply(x, compute)
 
 
 def nearest_codes(z: Tensor, codebook: Tensor) -> Tensor:

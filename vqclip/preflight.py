@@ -81,6 +81,8 @@ class Preflight:
 
     def _of_memory(self) -> str:
         line = f"memory: about {in_words(self.need.step)} a step, besides {in_words(self.need.weights)} of models"
+        if self.need.sparing:
+            line += ", with a painter that keeps little and takes longer"
         if self.free is None:
             return line
         line += f"; {in_words(self.free)} are free"

@@ -29,7 +29,7 @@ from .cutouts import AUGMENTS, Augment, Cutouts
 from .images import load_image, to_pil
 from .latent import STARTS, VQLatent
 from .losses import LOSSES, PromptLoss
-from .memory import is_exhaustion
+from .memory import fits, is_exhaustion
 from .optim import OPTIMIZERS
 from .perceptor import Perceptor, Tokens, load_clip
 from .precision import able, dtypes
@@ -135,11 +135,15 @@ class Run:
                 self._spare(error)  # and again from the same state: the same step with the same draws
 
     def _spare(self, error: BaseException) -> None:
-        """Have half as many cutouts judged at once from here on, and say so.
+        """Have the painter keep less from here on, or then half as many cutouts judged at once, and say so.
 
         Raises:
             OutOfMemory: it is one at a time already.
         """
+        if self.latent.spare():
+            warnings.warn(f"out of memory at step {self.step}, which is done again: from here the painter keeps little "
+                          "and takes longer", stacklevel=3)  # fmt: skip
+            return
         judges = [judge for _, judge in self.judges()]
         at_once = max((judge.at_once for judge in judges), default=1)
         if at_once == 1:
@@ -344,7 +348,11 @@ def generate(prompts: str | Sequence | None = None, vqgan: VQGAN | str | Path | 
             raise SettingsError(f"losses={settings.losses!r}: there is no {like.text!r}; choose {', '.join(LOSSES)}")
         losses[like.text] = like.weight, LOSSES[like.text]
     optimizer = OPTIMIZERS[settings.optimizer](latent.parameters(), lr=settings.lr)
-    return Run(latent, losses, optimizer, settings.steps, settings, steering)
+    run = Run(latent, losses, optimizer, settings.steps, settings, steering)
+    painter.sparing = False  # a run before may have been larger
+    if painter.patches is None and not fits(run):  # one with patches keeps nothing that could be spared
+        latent.spare()
+    return run
 
 
 def _load_judges(wanted: Perceptor | str | Path | Sequence, device: torch.device, precision: torch.dtype,
