@@ -29,7 +29,6 @@ from .walkers import Walkers, turns
 
 STANDING = tuple(sorted({"balloon"}.union(*PLACES.values())))  # what takes a place of its own in a scene
 LOOKS = 2  # at each walker at a step: to paint one costs more than a look
-SHAPES_OFTEN, BARE_RARELY = 2.0, 0.4  # how often plain shapes are drawn, and bare scenes walked to, for once of another
 LEAST_SEEN = 0.004  # of a glimpse: less of a thing says nothing about the way to it
 COARSE = 8  # pixels of a glimpse: what squares of this side lose of a direction is compared by itself too
 
@@ -311,22 +310,19 @@ class Captioned(torch.utils.data.IterableDataset):
         self.painted, self.painted_from, self.part = painted, painted_from, part
         self.walkers, self.walking_from = walkers, walking_from
         self.scenes = [scene(k) for k in range(len(pictures))]
-        self.often = np.array([1.0 if of.ground else SHAPES_OFTEN for of in self.scenes])
-        goals = np.where([bool(of.objects) for of in self.scenes], self.often, BARE_RARELY)
-        self.goals = goals / goals.sum()
+        self.with_things = [k for k, of in enumerate(self.scenes) if of.objects]
 
     def __iter__(self):
         step, asked = self.skip, False
-        painted, odds = {"scene": np.zeros(1, int), "picture": self.pictures[:1], "share": np.zeros(1)}, np.ones(1)
+        painted = {"scene": np.zeros(1, int), "picture": self.pictures[:1], "share": np.zeros(1), "odds": np.ones(1)}
         while True:
             if step >= self.painted_from and not asked:
                 painted, asked = self.painted(), True
-                odds = painted["odds"] * self.often[painted["scene"]]
             rng = np.random.default_rng((self.seed, step))
             goals, captions, walkers, new = self._walking(step)
             seats = self.batch - LOOKS * len(goals)
             count = max(0, seats - (self.batch - int(self.batch * self.part))) if asked else 0
-            rows = rng.choice(len(odds), count, p=odds / odds.sum())
+            rows = rng.choice(len(painted["odds"]), count, p=painted["odds"])
             fresh = rng.choice(len(self.pictures), seats - count, replace=False)
             others = np.concatenate([fresh, painted["scene"][rows]])
             texts, said = zip(*(caption(self.scenes[k], rng) for k in others), *captions, strict=True)
@@ -343,7 +339,7 @@ class Captioned(torch.utils.data.IterableDataset):
         if step >= self.walking_from:
             for walker, walk, begins in turns(step - self.walking_from, *self.walkers):
                 rng = np.random.default_rng((self.seed, walker, walk))
-                goals = np.append(goals, rng.choice(len(self.scenes), p=self.goals))
+                goals = np.append(goals, rng.choice(self.with_things if rng.random() < 0.85 else len(self.scenes)))
                 captions.append(caption(self.scenes[goals[-1]], rng))
                 walkers.append(walker)
                 new.append(begins)
