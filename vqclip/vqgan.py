@@ -92,7 +92,10 @@ class VQGAN(nn.Module):
         return embed_codes(codes, self.codebook)
 
     def decode(self, z_q: Tensor) -> Tensor:
-        """Latent (B, C, h, w) -> image (B, 3, H, W), nominally in [0, 1] but not clamped; in the latent's format."""
+        """Latent (B, C, h, w) -> image (B, 3, H, W), nominally in [0, 1] but not clamped; in the latent's format.
+
+        Its gradient reaches the latent; the weights of the decoder's norms get none.
+        """
         return self._paint(z_q) if self.patches is None else patch_grad(self._paint, z_q, self.patches)
 
     def _paint(self, z_q: Tensor) -> Tensor:
