@@ -91,7 +91,7 @@ def test_prompts_are_one_piece_and_negatives_two():
         [0.1, 0.9], [0.3, 0.7], [0.5, 0.5], [0.7, 0.3], [0.9, 0.1]]  # fmt: skip
 
 
-@pytest.mark.parametrize("p", PROMPTS, ids=said)
+@pytest.mark.parametrize("p", [*PROMPTS, *BOOK["prototype"]], ids=said)
 def test_a_scene_of_the_facts_shows_them(p):
     for seed in range(5):
         shown = scene_of(p["facts"], seed)

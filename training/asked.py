@@ -17,7 +17,7 @@ AT_NIGHT, BY_DAY = {"moon", "stars"}, {"sun", "rainbow", "balloon", "birds"}  # 
 
 
 def read_prompts() -> dict:
-    """`prompts.yaml` as plain data: lists by the names test, tuning, weights and negatives."""
+    """`prompts.yaml` as plain data: lists by the names test, tuning, prototype, weights and negatives."""
     return OmegaConf.to_container(OmegaConf.load(PROMPTS))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import partial
 from multiprocessing import get_context
@@ -30,6 +31,7 @@ def rendered(folder: Path, count: int, first: int = 0, processes: int = 1, held_
         folder.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(".partial")
         like = what(scene(first, held_out))
+        os.environ["OMP_NUM_THREADS"] = "1"  # the processes begin with it: NumPy's own threads would be in their way
         made = np.lib.format.open_memmap(unfinished, "w+", like.dtype, (count, *like.shape))
         with get_context("spawn").Pool(processes) as pool:
             each = pool.imap(partial(_made, what=what, held_out=held_out), range(first, first + count), chunksize=32)

@@ -276,7 +276,7 @@ def some_of(names):
 
 def main() -> None:
     ask = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    ask.add_argument("--prompts", choices=("test", "tuning"), default="test")
+    ask.add_argument("--prompts", choices=("test", "tuning", "prototype"), default="test")
     ask.add_argument("--seeds", type=int, default=3, help="how many pictures a prompt")
     ask.add_argument("--part", type=some_of(PARTS), default=list(PARTS), help=",".join(PARTS))
     ask.add_argument("--languages", type=some_of(LANGUAGES), default=list(LANGUAGES),

@@ -223,11 +223,17 @@ def render(scene: Scene) -> np.ndarray:
 
 def things(scene: Scene) -> np.ndarray:
     """Where its things are, a margin of three pixels with them: (SIDE, SIDE) bool. Light counts, where it is bright."""
-    y, x = np.nonzero(_paint(scene)[1] > 0.3)
+    return render_and_things(scene)[1]
+
+
+def render_and_things(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
+    """What `render` and `things` give, painted once."""
+    picture, covered = _paint(scene)
+    y, x = np.nonzero(covered > 0.3)
     where = np.zeros((SIDE + 6, SIDE + 6), bool)
     for dy, dx in np.ndindex(7, 7):
         where[y + dy, x + dx] = True
-    return where[3:-3, 3:-3]
+    return picture, where[3:-3, 3:-3]
 
 
 def _paint(scene: Scene) -> tuple[np.ndarray, np.ndarray]:

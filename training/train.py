@@ -17,6 +17,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
+from safetensors.torch import load_file
+from torch import Tensor
 
 from vqclip.files import atomic
 
@@ -109,14 +111,34 @@ def train_clip(recipe: DictConfig, pictures: np.ndarray, painting: PaintersTrain
     """The judge: against mosaics of spoilt codes, and then also against what the painter makes of them."""
     c, network = recipe.clip, OmegaConf.to_container(recipe.clip.network)
     torch.manual_seed(recipe.seed)
-    walkers = Walkers(partial(show, painting), Mosaic(painting), c.walkers.count, pictures.shape[1] // painting.f)
-    judging = JudgesTraining(network, c.lr, c.steps, c.weight_decay, c.pointing, walkers, recipe.seed)
+    walkers = Walkers(partial(show, painting), Mosaic(painting), c.walkers.count, pictures.shape[1] // painting.f,
+                      c.walkers.length)  # fmt: skip
+    judging = JudgesTraining(network, c.lr, c.steps, c.weight_decay, c.pointing, walkers, recipe.seed, c.compiled)
+    if c.begin:
+        begin_with(judging, Path(c.begin))
     painted = partial(repainted, recipe, pictures, painting)
     walking = c.walkers.count, c.walkers.length, c.walkers.each
     where = rendered(Path(recipe.folder), len(pictures), processes=recipe.processes, what=things)
     fit(judging, lambda skip: Captioned(pictures, where, c.batch, recipe.seed, painted, c.painted_from, c.painted,
                                         walking, c.walking_from, skip), recipe, "clip", c.steps)  # fmt: skip
     return judging
+
+
+def begin_with(judging: JudgesTraining, path: Path) -> None:
+    """Take the weights of a CLIP that was shipped, without the guidance that it was given."""
+    weights = load_file(path)
+    if not weights.pop("vocab").equal(judging.vocabulary.ids):
+        raise SystemExit(f"{path} knows other words than these captions are made of: train one from nothing")
+    judging.clip.load_state_dict({name: value.float() for name, value in weights.items()})
+    share = OmegaConf.load(path.with_suffix(".yaml")).recipe.clip.guidance
+    guide(judging.clip, some_captions(judging), -share / (1 - share))
+
+
+def some_captions(judging: JudgesTraining) -> Tensor:
+    """Captions (1000, context) of the first scenes, the same for ever."""
+    rng = np.random.default_rng(0)
+    texts = [caption(scene(k), rng)[0] for k in range(1000)]
+    return judging.vocabulary.encode(texts, judging.clip.context_length)
 
 
 def provenance(recipe: DictConfig) -> dict:
@@ -134,9 +156,7 @@ def train(recipe: DictConfig) -> None:
     pictures = rendered(Path(recipe.folder), recipe.scenes, processes=recipe.processes)
     painting = train_vqgan(recipe, pictures)
     judging = train_clip(recipe, pictures, painting)
-    rng = np.random.default_rng(recipe.seed)
-    texts = [caption(scene(k), rng)[0] for k in range(1000)]
-    guide(judging.clip, judging.vocabulary.encode(texts, judging.clip.context_length), recipe.clip.guidance)
+    guide(judging.clip, some_captions(judging), recipe.clip.guidance)
     out = Path(recipe.out)
     out.mkdir(parents=True, exist_ok=True)
     patches = Mosaic(painting).adds.view(-1, 3, painting.f, painting.f)

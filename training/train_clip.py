@@ -8,27 +8,29 @@ what turns it from noise into shapes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from vqclip.cutouts import AUGMENTS, Cutouts, Draw, _bend, resampling
-from vqclip.ops import clamp_with_grad
+from vqclip.cutouts import Augment, Cutouts, resampling
 from vqclip.perceptor import MEAN, STD, openai_clip, tokenizer
 
 from .captions import all_words, caption
 from .codes import nearest, project
 from .data import floats
-from .scenes import COLOURED, COLOURS, HELD_OUT, PLACES, SHAPES, Scene, render, scene
+from .gradient import uphill
+from .scenes import COLOURED, COLOURS, HELD_OUT, PLACES, SHAPES, Scene, render, render_and_things, scene
 from .walkers import Walkers, turns
 
 STANDING = tuple(sorted({"balloon"}.union(*PLACES.values())))  # what takes a place of its own in a scene
-LOOKS = 2  # at each walker at a step: to paint one costs more than a look
+LOOKS = 4  # at each walker at a step: to paint one costs more than a look
+GOALS = 12  # that a walker may choose among, and as many mirrored ones
+WALKING = 0.25, 0.6, 0.15  # how often walkers are told of a plain shape, of things in a landscape, of anything
+NOISE = 0.05  # of glimpses
 LEAST_SEEN = 0.004  # of a glimpse: less of a thing says nothing about the way to it
 COARSE = 8  # pixels of a glimpse: what squares of this side lose of a direction is compared by itself too
 
@@ -57,18 +59,19 @@ class Vocabulary:
         return batch
 
 
-def glimpse(images: Tensor, size: int, draw: Draw, padding: str) -> Tensor:
-    """Of each image (B, C, H, W) one square, bent as the loop bends it: (B, C, S, S)."""
-    side, left, top = draw.boxes.unbind(1)
-    rows = resampling(side, top, images.shape[2], size).to(images)  # (B, S, H)
-    columns = resampling(side, left, images.shape[3], size).to(images)  # (B, S, W)
-    return _bend(rows[:, None] @ images @ columns[:, None].transpose(2, 3), draw.maps, padding)
+Ways = tuple[Tensor, Tensor]  # matrices (B, S, H) and (B, S, W) that take a picture's lines to a glimpse's
 
 
-def cut(images: Tensor, size: int, draw: Draw, padding: str) -> Tensor:
-    """All of a glimpse that is linear, its tint too: images (B, 3, H, W) -> (B, 3, S, S)."""
-    tints = draw.tints[..., :3].to(images)
-    return torch.einsum("nij,njhw->nihw", tints, glimpse(images, size, draw, padding))
+def cut(images: Tensor, ways: Ways) -> Tensor:
+    """Of each image (B, C, H, W) one square: (B, C, S, S)."""
+    rows, columns = ways
+    return rows[:, None] @ images @ columns[:, None].mT
+
+
+def uncut(glimpses: Tensor, ways: Ways) -> Tensor:
+    """What a direction in glimpses (B, C, S, S) is in the images (B, C, H, W) that they were cut of."""
+    rows, columns = ways
+    return rows[:, None].mT @ glimpses @ columns[:, None]
 
 
 # How often `spoil` does what: all cells towards random codes, some cells, a region of another picture, another picture
@@ -131,7 +134,8 @@ class Mosaic(nn.Module):
 
     def latent(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [0, 1] -> z (B, C, h, w), before it is quantised."""
-        return project(images * 2 - 1, self.weight, self.mean, self.f)
+        with torch.autocast(images.device.type, enabled=False):
+            return project(images.float() * 2 - 1, self.weight, self.mean, self.f)
 
     def codes(self, z: Tensor) -> Tensor:
         """z (B, C, h, w) -> the nearest codes (B, h, w)."""
@@ -171,10 +175,11 @@ class JudgesTraining(pl.LightningModule):
         pointing: weight of the gradients' direction against the contrastive loss.
         walkers: what is moved along; they know the mosaic that shows spoilt pictures where the batch brings none.
         seed: of all glimpses; a step draws the same whether or not training was interrupted before it.
+        compiled: have torch compile the gradient: a minute first, and it wants a C compiler on a processor.
     """
 
     def __init__(self, network: dict, lr: float, steps: int, weight_decay: float, pointing: float, walkers: Walkers,
-                 seed: int = 0):  # fmt: skip
+                 seed: int = 0, compiled: bool = False):  # fmt: skip
         super().__init__()
         self.save_hyperparameters(ignore=["walkers"])
         self.automatic_optimization = False
@@ -182,13 +187,10 @@ class JudgesTraining(pl.LightningModule):
         self.vocabulary = Vocabulary()
         self.clip = openai_clip("model").CLIP(**network, vocab_size=len(self.vocabulary.ids))
         nn.init.constant_(self.clip.logit_scale, np.log(10.0))
-        self.cutter = Cutouts(network["image_resolution"], how=AUGMENTS["mse"])
+        self.cutter = Cutouts(network["image_resolution"], how=Augment(noise=NOISE))
+        self.uphill = torch.compile(uphill) if compiled else uphill
         self.register_buffer("average", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("spread", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
-
-    def see(self, glimpses: Tensor) -> Tensor:
-        """Glimpses (N, 3, S, S) in [0, 1] -> unit rows (N, D)."""
-        return F.normalize(self.clip.encode_image((glimpses - self.average) / self.spread).float(), dim=1)
 
     def read(self, texts: list[str]) -> Tensor:
         """T texts -> unit rows (T, D)."""
@@ -206,54 +208,59 @@ class JudgesTraining(pl.LightningModule):
         self.log_dict(losses)
 
     def losses(self, whole: Tensor, things: Tensor, spoilt: Tensor, share: Tensor, facts, texts, said, walkers: Tensor,
-               new: Tensor) -> dict[str, Tensor]:  # fmt: skip
+               new: Tensor, goals: Tensor, places: Tensor) -> dict[str, Tensor]:  # fmt: skip
         """The losses of a batch of `Captioned`: "telling" and "pointing". Moves its walkers a step."""
         at = self.hparams.seed * 1_000_003 + self.global_step // 2  # Lightning counts the steps of both optimisers
         torch.manual_seed(at)
-        tiled, walking = len(whole) - len(spoilt) - len(walkers), len(whole) - len(walkers)
-        looks = [*range(walking), *[*range(walking, len(whole))] * LOOKS]
+        tiled, standing = len(whole) - len(spoilt), len(whole)
         if tiled:
             z, tiled_share = spoil(self.mosaic.latent(whole[:tiled]), self.mosaic.codebook)
             spoilt = torch.cat([self.mosaic(self.mosaic.codes(z)), spoilt])
             share = torch.cat([tiled_share, share.float()])
-        self.walkers.begin(walkers[new], whole[walking:][new])
-        spoilt = torch.cat([spoilt, self.walkers(walkers)])[looks]
-        share = torch.cat([share.float(), self.walkers.share[walkers].flatten()])[looks]
-        right = torch.tensor([[said[t] <= facts[k] for t in looks] for k in looks], device=whole.device)  # (B, T)
-        read = self.read([texts[k] for k in looks])
-        seen, uphill, way, draw = self._uphill(spoilt, whole[looks], read, at)
         if len(walkers):
-            self.walkers.walk(walkers, self._uncut(uphill[walking:].detach(), draw[walking:], whole[walking:]))
-        things = glimpse(things[looks], self.cutter.size, draw, "zeros").clamp(0, 1)
+            self.walkers.begin(walkers[new], goals[new, 0])
+            goals, places = (torch.cat([each, each.flip(-1)], 1) for each in (goals, places))  # mirrored, just as right
+            nearest = torch.arange(len(walkers), device=goals.device), self.walkers.nearest(walkers, goals, places)
+            whole, things = torch.cat([whole, goals[nearest]]), torch.cat([things, places[nearest]])
+            spoilt = torch.cat([spoilt, self.walkers(walkers)])
+            share = torch.cat([share.float(), self.walkers.share[walkers].flatten()])
+        looks = [*range(standing), *[*range(standing, len(whole))] * LOOKS]
+        right = torch.tensor([[said[t] <= facts[k] for t in looks] for k in looks], device=whole.device)  # (B, T)
+        read, spoilt, whole, things, share = (x[looks] for x in (self.read(texts), spoilt, whole, things, share))
+        ways, grains = self._draw(len(whole), whole.shape[-1], at)
         with torch.autocast(whole.device.type, enabled=False):  # bfloat16 is too coarse to tell likenesses apart
+            clear, goals, things = (cut(x.float(), ways) for x in (spoilt, whole, things))
+            glimpses, things = (clear + grains).clamp(0, 1), things.clamp(0, 1)
+            seen, uphill = self.uphill(dict(self.clip.visual.named_parameters()), glimpses, read, self.average,
+                                       self.spread, self._computed_in)  # fmt: skip
+            if len(walkers):
+                led = uncut(uphill.detach(), ways)[standing:].unflatten(0, (LOOKS, -1)).sum(0)
+                self.walkers.walk(walkers, led)
             logits = self.clip.logit_scale.exp().clamp(max=30) * seen @ read.T  # (B, T)
-            return {"telling": agree(logits, right, (1 - share) ** 2), "pointing": ahead(uphill, way, share, things)}
+            return {"telling": agree(logits, right, (1 - share) ** 2),
+                    "pointing": ahead(uphill, goals - clear, share, things)}  # fmt: skip
 
-    def _uphill(self, spoilt: Tensor, whole: Tensor, read: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor, Draw]:
-        """How pictures (B, 3, H, W) look (B, D), where their likeness to texts (B, D) rises, and where it should.
+    @property
+    def _computed_in(self) -> torch.dtype:
+        """What Lightning's precision would have the towers compute in."""
+        device = self.average.device.type
+        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
 
-        Of each one glimpse (B, 3, S, S) is cut and disturbed as the loop does it; most are large. Also says which.
+    def _draw(self, count: int, side: int, seed: int) -> tuple[Ways, Tensor]:
+        """How glimpses are cut of `count` pictures, as the loop cuts them; most are large, every other is mirrored.
+
+        Also the noise on them (B, 3, S, S).
         """
         cutter = self.cutter
         cutter.generator.manual_seed(seed)
         cutter.noise_generator.manual_seed(seed)
-        cutter.n, cutter.power = len(spoilt), torch.where(torch.arange(len(spoilt)) % 3 == 0, 1.0, 0.2)
-        draw = cutter.draw(*spoilt.shape[2:])
-        with torch.no_grad():
-            now, then = (cut(x, cutter.size, draw, cutter.how.padding).float() for x in (spoilt, whole))
-            glimpses = clamp_with_grad(now + (draw.tints[..., 3:, None] + draw.grains).to(now))
-        glimpses.requires_grad_(True)
-        with sdpa_kernel(SDPBackend.MATH):  # the fused ones have no second derivative
-            seen = self.see(glimpses)
-            (uphill,) = torch.autograd.grad((seen * read).sum(), glimpses, create_graph=True)
-        return seen, uphill.float(), then - now, draw
-
-    def _uncut(self, uphill: Tensor, draw: Draw, images: Tensor) -> Tensor:
-        """What a direction in glimpses (LOOKS * B, 3, S, S) is in the images (B, 3, H, W) that they were cut of."""
-        with torch.enable_grad(), torch.autocast(images.device.type, enabled=False):
-            images = torch.zeros_like(images, requires_grad=True)
-            glimpses = cut(images.repeat(LOOKS, 1, 1, 1), self.cutter.size, draw, self.cutter.how.padding)
-            return torch.autograd.grad(glimpses, images, uphill)[0]
+        cutter.n, cutter.power = count, torch.where(torch.arange(count) % 3 == 0, 1.0, 0.2)
+        draw = cutter.draw(side, side)
+        length, left, top = draw.boxes.unbind(1)
+        rows, columns = (resampling(length, first, side, cutter.size) for first in (top, left))
+        columns[::2] = columns[::2].flip(1)
+        device = self.average.device
+        return (rows.to(device), columns.to(device)), draw.grains.to(device)
 
     def configure_optimizers(self):
         lr, decay, steps = self.hparams.lr, self.hparams.weight_decay, self.hparams.steps
@@ -286,13 +293,14 @@ def ahead(uphill: Tensor, way: Tensor, share: Tensor, things: Tensor) -> Tensor:
 
 
 class Captioned(torch.utils.data.IterableDataset):
-    """Batches (whole, things, spoilt, share, facts, texts, said, walkers, new), step by step from one seed.
+    """Batches (whole, things, spoilt, share, facts, texts, said, walkers, new, goals, places), from one seed.
 
-    whole (B, 3, H, W) in [0, 1]: scenes as rendered. things (B, 1, H, W): 1 where their things are, 0 elsewhere. facts:
-    what is true of each. texts, said: a caption of each and the facts that it mentions. The first are to be spoilt by
-    whoever gets them. Then come the B' of which spoilt (B', 3, H, W) is what the painter shows, share (B',) of which is
-    lost. The last M are the goals of walkers (M,), of which new (M,) begin. A walker keeps goal and caption all the
-    way. As LOOKS at each are taken, B is so much less than `batch`.
+    whole (B, 3, H, W) in [0, 1]: scenes as rendered. things (B, 1, H, W): 1 where their things are, 0 elsewhere. The
+    first are to be spoilt by whoever gets them. Then come the B' of which spoilt (B', 3, H, W) is what the painter
+    shows, share (B',) of which is lost. walkers (M,), of which new (M,) begin, may choose among goals (M, G, 3, H, W):
+    the same scene, otherwise laid out; places (M, G, 1, H, W) of their things. facts: what is true of each of the
+    B + M. texts, said: a caption of each and the facts that it mentions. A walker keeps goals and caption all the way.
+    As LOOKS at each are taken, B is so much less than `batch`.
 
     Args:
         pictures: (N, H, W, 3) uint8, the scenes 0 to N.
@@ -310,7 +318,9 @@ class Captioned(torch.utils.data.IterableDataset):
         self.painted, self.painted_from, self.part = painted, painted_from, part
         self.walkers, self.walking_from = walkers, walking_from
         self.scenes = [scene(k) for k in range(len(pictures))]
-        self.with_things = [k for k, of in enumerate(self.scenes) if of.objects]
+        self.kinds = [[k for k, of in enumerate(self.scenes) if of.objects and bool(of.ground) == landscape]
+                      for landscape in (False, True)] + [range(len(pictures))]  # fmt: skip
+        self.walks: dict[int, Walk] = {}
 
     def __iter__(self):
         step, asked = self.skip, False
@@ -319,31 +329,51 @@ class Captioned(torch.utils.data.IterableDataset):
             if step >= self.painted_from and not asked:
                 painted, asked = self.painted(), True
             rng = np.random.default_rng((self.seed, step))
-            goals, captions, walkers, new = self._walking(step)
-            seats = self.batch - LOOKS * len(goals)
+            turn = turns(step - self.walking_from, *self.walkers) if step >= self.walking_from else []
+            walks = [self._walk(walker, walk) for walker, walk, _ in turn]
+            seats = self.batch - LOOKS * len(walks)
             count = max(0, seats - (self.batch - int(self.batch * self.part))) if asked else 0
             rows = rng.choice(len(painted["odds"]), count, p=painted["odds"])
             fresh = rng.choice(len(self.pictures), seats - count, replace=False)
-            others = np.concatenate([fresh, painted["scene"][rows]])
-            texts, said = zip(*(caption(self.scenes[k], rng) for k in others), *captions, strict=True)
-            which = np.concatenate([others, goals])
+            which = np.concatenate([fresh, painted["scene"][rows]])
+            texts, said = zip(*(caption(self.scenes[k], rng) for k in which), *(w.caption for w in walks), strict=True)
+            side = self.pictures.shape[1]
+            goals = torch.stack([floats(walk.goals) for walk in walks]) if walks else torch.zeros(0, 1, 3, side, side)
+            places = [torch.from_numpy(walk.places)[:, None].float() for walk in walks]
             yield (floats(self.pictures[which]), torch.from_numpy(self.things[which])[:, None].float(),
                    floats(painted["picture"][rows]), torch.from_numpy(painted["share"][rows]),
-                   [self.scenes[k].facts for k in which], texts, said, torch.tensor(walkers, dtype=torch.long),
-                   torch.tensor(new, dtype=torch.bool))  # fmt: skip
+                   [*(self.scenes[k].facts for k in which), *(walk.facts for walk in walks)], texts, said,
+                   torch.tensor([walker for walker, _, _ in turn], dtype=torch.long),
+                   torch.tensor([begins for _, _, begins in turn], dtype=torch.bool),
+                   goals, torch.stack(places) if places else goals[:, :, :1])  # fmt: skip
             step += 1
 
-    def _walking(self, step: int):
-        """Goals, captions, numbers of the walkers whose turn it is, and which of them begin."""
-        goals, captions, walkers, new = np.zeros(0, int), [], [], []
-        if step >= self.walking_from:
-            for walker, walk, begins in turns(step - self.walking_from, *self.walkers):
-                rng = np.random.default_rng((self.seed, walker, walk))
-                goals = np.append(goals, rng.choice(self.with_things if rng.random() < 0.85 else len(self.scenes)))
-                captions.append(caption(self.scenes[goals[-1]], rng))
-                walkers.append(walker)
-                new.append(begins)
-        return goals, captions, walkers, new
+    def _walk(self, walker: int, number: int) -> Walk:
+        """The walk of that number; the walker's one before is forgotten."""
+        if walker not in self.walks or self.walks[walker].number != number:
+            rng = np.random.default_rng((self.seed, walker, number))
+            kinds = [(kind, odds) for kind, odds in zip(self.kinds, WALKING, strict=True) if kind]
+            kind = kinds[rng.choice(len(kinds), p=np.array([odds for _, odds in kinds]) / sum(o for _, o in kinds))][0]
+            of = self.scenes[rng.choice(kind)]
+            shown = [render_and_things(replace(of, seed=int(seed))) for seed in rng.integers(2**31, size=GOALS)]
+            self.walks[walker] = Walk(number, of.facts, caption(of, rng), *map(np.stack, zip(*shown, strict=True)))
+        return self.walks[walker]
+
+
+@dataclass(frozen=True)
+class Walk:
+    """What a walker is told (text, facts mentioned), and pictures (G, H, W, 3) uint8 of which any would be right.
+
+    Attributes:
+        facts: what is true of all of them.
+        places: (G, H, W) bool, where their things are.
+    """
+
+    number: int
+    facts: frozenset[str]
+    caption: tuple[str, frozenset[str]]
+    goals: np.ndarray
+    places: np.ndarray
 
 
 def without_things(of: Scene) -> Scene:

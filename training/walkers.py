@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-LEAST, MOST = 0.15, 0.95  # of a scene is spoilt where a walk begins: of nothing left no goal could be told
-STEPS = 0.05, 0.25  # the root mean square of a step; each walk has its own length
-MOMENTUM, MEMORY = 0.7, 0.97  # as vqclip's Momentum has them
+LEAST, MOST = 0.15, 0.95  # of a scene is spoilt where a walk begins that does not begin at nothing
+STEPS = 0.1, 0.3  # the root mean square of a step; each walk has its own length
+MOMENTUM, MEMORY = 0.8, 0.98  # as vqclip's Momentum has them
+CHURN, UNTIL = 0.3, 0.8  # as vqclip's settings: each walk has its own, up to this
 
 
 def turns(step: int, count: int, length: int, each: int) -> list[tuple[int, int, bool]]:
@@ -41,31 +42,48 @@ class Walkers(nn.Module):
         mosaic: knows codes and the patches that they stand for.
         count: N.
         grid: h, and w.
+        length: how many turns a walk has.
     """
 
-    def __init__(self, paint: Callable[[Tensor], Tensor], mosaic: nn.Module, count: int, grid: int):
+    def __init__(self, paint: Callable[[Tensor], Tensor], mosaic: nn.Module, count: int, grid: int, length: int):
         super().__init__()
-        self.paint, self.mosaic = paint, mosaic
+        self.paint, self.mosaic, self.turns = paint, mosaic, length
         size = count, mosaic.codebook.shape[1], grid, grid
         for name in ("z", "velocity"):
             self.register_buffer(name, torch.zeros(size))
-        for name in ("largest", "length", "share"):
+        for name in ("largest", "length", "share", "churn", "age"):
             self.register_buffer(name, torch.zeros(count, 1, 1, 1))
 
+    def soft(self, count: int) -> Tensor:
+        """Latents (M, C, h, w) as `start=soft` has them: halfway from random codes to the mean."""
+        book, (h, w) = self.mosaic.codebook, self.z.shape[2:]
+        codes = book[torch.randint(len(book), (count, h, w), device=book.device)].permute(0, 3, 1, 2)
+        return (codes + book.mean(0).view(1, -1, 1, 1)) / 2
+
     def begin(self, which: Tensor, whole: Tensor) -> None:
-        """Put walkers (M,) on their way to whole scenes (M, 3, H, W) in [0, 1]: most from halfway to random codes."""
-        z, book = self.mosaic.latent(whole), self.mosaic.codebook
-        M, C, h, w = z.shape
-        share, length = torch.rand(2, M, 1, 1, 1, device=z.device)
-        share = LEAST + (MOST - LEAST) * share
-        codes = book[torch.randint(len(book), (M, h, w), device=z.device)].permute(0, 3, 1, 2)
-        mean, blurred = book.mean(0).view(1, C, 1, 1), F.interpolate(F.avg_pool2d(z, 4), (h, w), mode="bilinear")
-        ways = torch.stack([z + share * ((codes + mean) / 2 - z), z + share * (codes - z),
-                            blurred + 0.3 * share * (codes - blurred)])  # fmt: skip
-        way = torch.bucketize(torch.rand(M, device=z.device), torch.tensor([0.65, 0.85], device=z.device))
-        self.z[which] = ways[way, torch.arange(M, device=z.device)]
-        self.velocity[which], self.largest[which] = 0.0, 0.0
+        """Put walkers (M,) on their way: half where a run begins, half from what is left of scenes (M, 3, H, W)."""
+        z = self.mosaic.latent(whole)
+        M, _, h, w = z.shape
+        share, length, churn = torch.rand(3, M, 1, 1, 1, device=z.device)
+        share = torch.where(torch.rand(M, 1, 1, 1, device=z.device) < 0.5, 1.0, LEAST + (MOST - LEAST) * share)
+        z = torch.where(torch.rand(M, 1, 1, 1, device=z.device) < 0.3,
+                        F.interpolate(F.avg_pool2d(z, 4, ceil_mode=True), (h, w), mode="bilinear"), z)  # fmt: skip
+        self.z[which] = z.lerp(self.soft(M), share)
+        for name in ("velocity", "largest", "age"):
+            getattr(self, name)[which] = 0.0
         self.share[which], self.length[which] = share, STEPS[0] + (STEPS[1] - STEPS[0]) * length
+        self.churn[which] = CHURN * churn
+
+    def nearest(self, which: Tensor, goals: Tensor, places: Tensor) -> Tensor:
+        """Which of its goals (M, G, 3, H, W) each walker (M,) is nearest to by now: (M,).
+
+        Things' places (M, G, 1, H, W) count as much as all the rest: a house is to come where one is growing.
+        """
+        M, G = goals.shape[:2]
+        apart = (self.mosaic.latent(goals.flatten(0, 1)).unflatten(0, (M, G)) - self.z[which, None]).pow(2).mean(2)
+        here = F.adaptive_avg_pool2d(places.flatten(0, 1), apart.shape[2:]).view_as(apart)
+        there = (apart * here).sum((2, 3)) / here.sum((2, 3)).clamp(min=1)
+        return (apart.mean((2, 3)) + there).argmin(1)
 
     def forward(self, which: Tensor) -> Tensor:
         """What walkers (M,) look like now: (M, 3, H, W) in [0, 1]."""
@@ -78,5 +96,8 @@ class Walkers(nn.Module):
         largest = torch.maximum(self.largest[which] * MEMORY, g.pow(2).mean((1, 2, 3), keepdim=True).sqrt())
         velocity = self.velocity[which].lerp(g / (largest + 1e-12), 1 - MOMENTUM)
         low, high = (side.view(1, -1, 1, 1) for side in self.mosaic.codebook.aminmax(dim=0))
-        self.z[which] = (self.z[which] + self.length[which] * velocity).clamp(low, high)
+        z = (self.z[which] + self.length[which] * velocity).clamp(low, high)
+        fresh = self.churn[which] * (1 - self.age[which] / (UNTIL * self.turns)).clamp(min=0)
+        self.z[which] = z.lerp(self.soft(len(z)), fresh)
         self.velocity[which], self.largest[which] = velocity, largest
+        self.age[which] += 1
