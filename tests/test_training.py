@@ -16,6 +16,7 @@ from training.captions import LANGUAGES, NOUNS, all_words, caption, phrase
 from training.data import floats
 from training.export import guide
 from training.gradient import uphill
+from training.kin import FAMILIES, SIZE, family
 from training.scenes import COLOURS, GROUNDS, HELD_OUT, SHAPES, SIDE, Scene, render, scene, things
 from training.train_clip import (
     GOALS,
@@ -156,6 +157,31 @@ def test_other_things_stand_where_the_first_ones_stood_and_are_never_held_out():
     assert 0.005 < apart.mean() < 0.2
 
 
+@pytest.mark.parametrize("kind", ["shape", "colour", "thing"])
+def test_kin_differ_in_one_thing_and_say_so(kind):
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        one = family(kind, rng)
+        assert len({picture.tobytes() for picture in one.pictures}) == len(set(one.texts)) == SIZE
+        shared = frozenset.intersection(*one.said)
+        for facts, said, places in zip(one.facts, one.said, one.places, strict=True):
+            (own,) = said - shared
+            assert said <= facts and sum(own in others for others in one.facts) == 1 and places.any()
+        words = {own.split(" ")[-1] for said in one.said for own in said - shared}
+        assert (len(words) == 1) == (kind == "colour") or kind == "thing"
+        elsewhere = ~np.logical_or.reduce(one.places)
+        if kind != "thing":  # light falls on things, so a landscape may change a little around them
+            assert np.abs(one.pictures[:, elsewhere].astype(int) - one.pictures[0][elsewhere]).max() < 12
+
+
+def test_kin_are_never_held_out():
+    rng = np.random.default_rng(1)
+    for kind in FAMILIES * 10:
+        for said in family(kind, rng).said:
+            things = {tuple(fact.split(" ")[::-1]) for fact in said if " " in fact}
+            assert not HELD_OUT & things
+
+
 def test_bent_pictures_are_out_of_shape_by_a_few_pixels():
     torch.manual_seed(0)
     along = torch.linspace(0, 1, 128).expand(20, 3, 128, 128)  # each pixel is its own place
@@ -223,19 +249,21 @@ def test_walkers_take_turns_and_begin_anew_at_different_steps():
 
 
 def test_a_walker_keeps_its_goals_and_caption_until_it_begins_anew():
-    pictures = np.stack([render(scene(k)) for k in range(12)])
-    painted = {"scene": np.arange(12), "picture": pictures, "share": np.zeros(12), "odds": np.full(12, 1 / 12)}
-    where = np.stack([things(scene(k)) for k in range(12)])
-    batches = iter(Captioned(pictures, where, 12, 0, lambda: painted, 2, 0.75, walkers=(4, 5, 2), walking_from=3))
+    pictures = np.stack([render(scene(k)) for k in range(24)])
+    painted = {"scene": np.arange(24), "picture": pictures, "share": np.zeros(24), "odds": np.full(24, 1 / 24)}
+    where = np.stack([things(scene(k)) for k in range(24)])
+    batches = iter(Captioned(pictures, where, 20, 0, lambda: painted, 2, 0.75, walkers=(4, 5, 2), walking_from=3))
     told: dict[int, tuple] = {}
     for step in range(40):
-        whole, places, spoilt, share, facts, texts, said, walkers, new, goals, goals_places = next(batches)
-        of = [next(k for k in range(12) if torch.equal(floats(pictures[k : k + 1])[0], one)) for one in whole]
-        assert torch.equal(places[:, 0].bool(), torch.from_numpy(where[of]))
-        assert len(whole) == (12 - LOOKS * 2 if step >= 3 else 12)
+        whole, places, spoilt, share, facts, texts, said, walkers, new, goals, goals_places, _ = next(batches)
+        kin = len(FAMILIES) if step >= 3 else 0  # come last, and are no scenes of the folder
+        drawn = whole[: len(whole) - kin]
+        of = [next(k for k in range(24) if torch.equal(floats(pictures[k : k + 1])[0], one)) for one in drawn]
+        assert torch.equal(places[: len(of), 0].bool(), torch.from_numpy(where[of]))
+        assert len(whole) == (20 - LOOKS * 2 if step >= 3 else 20)
         assert len(walkers) == len(new) == len(goals) == len(goals_places) == (2 if step >= 3 else 0)
         assert len(facts) == len(texts) == len(said) == len(whole) + len(walkers)
-        assert len(spoilt) == len(share) == (0, 0, 9, 1)[min(step, 3)]
+        assert len(spoilt) == len(share) == (0, 0, 15, 8)[min(step, 3)]
         for k, (walker, begins) in enumerate(zip(walkers.tolist(), new.tolist(), strict=True), len(whole)):
             mine = goals[k - len(whole)], goals_places[k - len(whole)]
             now = (texts[k], facts[k], mine[0].sum())
@@ -386,7 +414,8 @@ def test_a_miniature_learns_resumes_and_paints(tmp_path):
     second = load_file(tmp_path / "pair" / "vqgan.safetensors")
     assert (first["quantize.embedding.weight"] == second["quantize.embedding.weight"]).all()
     assert (first["decoder.conv_out.weight"] != second["decoder.conv_out.weight"]).any()
-    for stage, name in (("vqgan", "paint"), ("vqgan", "encode"), ("clip", "telling"), ("clip", "pointing")):
+    told = ("vqgan", "paint"), ("vqgan", "encode"), ("clip", "telling"), ("clip", "kin"), ("clip", "pointing")
+    for stage, name in told:
         values = curve(tmp_path / "runs", stage, name)
         assert len(values) >= 4 and values[-1] < values[0], (name, values)
     run_ = vqclip.generate("desert", tmp_path / "pair" / "vqgan.safetensors", tmp_path / "pair" / "clip.safetensors",

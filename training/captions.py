@@ -147,9 +147,12 @@ def caption(scene: Scene, rng: np.random.Generator, language: str = "") -> tuple
     text = phrase(said[0], language, rng)
     for fact in said[1:]:
         joint = str(rng.choice(JOINTS[language]))
-        if language in ON and fact.endswith(" background") and rng.random() < 0.5:
+        said_now = phrase(fact, language, rng)
+        if language in ON and fact.endswith(" background") and rng.random() < 0.6:
             joint = ON[language]
-        text += joint + phrase(fact, language, rng)
+            if rng.random() < 0.5:  # "on yellow"
+                said_now = COLOUR_WORDS[fact.split(" ")[0]][language].split(" ")[0]
+        text += joint + said_now
     if rng.random() < 0.3:
         text = str(rng.choice(OPENINGS[language])) + text
     return text, frozenset(said)

@@ -26,7 +26,7 @@ def _halves(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def export_vqgan(painter, patches: Tensor, ddconfig: dict, folder: Path, recipe: dict) -> None:
     """`vqgan.safetensors` and `vqgan.yaml` of a `train_vqgan.Painter`, laid out as CompVis' checkpoints.
 
-    Besides those stand the patches (C, 3, f, f) that its codes are made of; see `vqclip.ops.patch_grad`.
+    Besides those stand patches (C, 3, f, f): how its latents follow its pictures; see `vqclip.ops.patch_grad`.
     """
     save_file(_halves({**painter.state_dict(), "patches": patches}), folder / "vqgan.safetensors")
     book = painter.quantize.embedding.weight

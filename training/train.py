@@ -159,7 +159,7 @@ def train(recipe: DictConfig) -> None:
     guide(judging.clip, some_captions(judging), recipe.clip.guidance)
     out = Path(recipe.out)
     out.mkdir(parents=True, exist_ok=True)
-    patches = Mosaic(painting).adds.view(-1, 3, painting.f, painting.f)
+    patches = Mosaic(painting).leads.view(-1, 3, painting.f, painting.f)
     export_vqgan(painting.painter, patches, OmegaConf.to_container(recipe.vqgan.ddconfig), out, provenance(recipe))
     export_clip(judging.clip, judging.vocabulary.ids, out, provenance(recipe))
 

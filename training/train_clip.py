@@ -22,7 +22,8 @@ from vqclip.perceptor import MEAN, STD, openai_clip, tokenizer
 from .captions import all_words, caption
 from .codes import nearest, project
 from .data import floats
-from .gradient import uphill
+from .gradient import look, uphill
+from .kin import FAMILIES, SIZE, Family, family
 from .scenes import COLOURED, COLOURS, HELD_OUT, PLACES, SHAPES, Scene, render, render_and_things, scene
 from .walkers import Walkers, turns
 
@@ -31,6 +32,7 @@ LOOKS = 4  # at each walker at a step: to paint one costs more than a look
 GOALS = 12  # that a walker may choose among, and as many mirrored ones
 WALKING = 0.25, 0.6, 0.15  # how often walkers are told of a plain shape, of things in a landscape, of anything
 NOISE = 0.05  # of glimpses
+EVEN = 0.75  # 0: latents follow pictures by the chain rule; 1: all their channels are equally quick
 LEAST_SEEN = 0.004  # of a glimpse: less of a thing says nothing about the way to it
 COARSE = 8  # pixels of a glimpse: what squares of this side lose of a direction is compared by itself too
 
@@ -120,6 +122,17 @@ def spoil(z: Tensor, codebook: Tensor, odds: tuple[float, ...] = ODDS["random"],
     return ways[which, each], lost[which, each]
 
 
+def even(adds: Tensor, weight: Tensor) -> Tensor:
+    """The patches (C, D) by which a direction in pictures becomes one in latents.
+
+    By the chain rule these are `adds`, what one of a channel adds to the picture: then the channels of detail, of which
+    little is seen, go up to thirty times as slowly as the one of brightness, and are never there when a run ends. By
+    `weight`, the projection, all go alike, but what is mere noise in the direction goes as fast. EVEN lies in between.
+    """
+    swift = (weight.norm(dim=1) / adds.norm(dim=1)) ** EVEN
+    return adds * (swift / swift.square().mean().sqrt())[:, None]
+
+
 class Mosaic(nn.Module):
     """The painter without its decoder: each code as the patch that it stands for."""
 
@@ -130,6 +143,7 @@ class Mosaic(nn.Module):
         self.register_buffer("mean", painting.mean.clone(), persistent=False)
         self.register_buffer("codebook", painting.painter.quantize.embedding.weight.detach().clone(), persistent=False)
         self.register_buffer("adds", torch.linalg.pinv(self.weight).T / 2, persistent=False)  # of one of a channel
+        self.register_buffer("leads", even(self.adds, self.weight), persistent=False)
         self.register_buffer("patches", self.codebook @ self.adds + self.mean / 2 + 0.5, persistent=False)
 
     def latent(self, images: Tensor) -> Tensor:
@@ -142,8 +156,8 @@ class Mosaic(nn.Module):
         return nearest(z, self.codebook)
 
     def back(self, grad: Tensor) -> Tensor:
-        """Gradient of images (B, 3, H, W) -> gradient of their latents (B, C, h, w)."""
-        return F.conv2d(grad, self.adds.view(-1, 3, self.f, self.f), stride=self.f)
+        """Direction in images (B, 3, H, W) -> direction in their latents (B, C, h, w)."""
+        return F.conv2d(grad, self.leads.view(-1, 3, self.f, self.f), stride=self.f)
 
     def forward(self, codes: Tensor) -> Tensor:
         """Codes (B, h, w) -> images (B, 3, H, W) in [0, 1]."""
@@ -201,15 +215,15 @@ class JudgesTraining(pl.LightningModule):
         losses = self.losses(*batch)
         optimizers, schedulers = self.optimizers(), self.lr_schedulers()
         self.zero_grad()
-        self.manual_backward(losses["telling"] + self.hparams.pointing * losses["pointing"])
+        self.manual_backward(losses["telling"] + losses["kin"] + self.hparams.pointing * losses["pointing"])
         nn.utils.clip_grad_norm_(self.clip.parameters(), 1.0)
         for each in (*optimizers, *schedulers):
             each.step()
         self.log_dict(losses)
 
     def losses(self, whole: Tensor, things: Tensor, spoilt: Tensor, share: Tensor, facts, texts, said, walkers: Tensor,
-               new: Tensor, goals: Tensor, places: Tensor) -> dict[str, Tensor]:  # fmt: skip
-        """The losses of a batch of `Captioned`: "telling" and "pointing". Moves its walkers a step."""
+               new: Tensor, goals: Tensor, places: Tensor, families: list[Family]) -> dict[str, Tensor]:  # fmt: skip
+        """The losses of a batch of `Captioned`: "telling", "kin" and "pointing". Moves its walkers a step."""
         at = self.hparams.seed * 1_000_003 + self.global_step // 2  # Lightning counts the steps of both optimisers
         torch.manual_seed(at)
         tiled, standing = len(whole) - len(spoilt), len(whole)
@@ -237,8 +251,26 @@ class JudgesTraining(pl.LightningModule):
                 led = uncut(uphill.detach(), ways)[standing:].unflatten(0, (LOOKS, -1)).sum(0)
                 self.walkers.walk(walkers, led)
             logits = self.clip.logit_scale.exp().clamp(max=30) * seen @ read.T  # (B, T)
-            return {"telling": agree(logits, right, (1 - share) ** 2),
+            return {"telling": agree(logits, right, (1 - share) ** 2), "kin": self._kin(families, at),
                     "pointing": ahead(uphill, goals - clear, share, things)}  # fmt: skip
+
+    def _kin(self, families: list[Family], seed: int) -> Tensor:
+        """How badly pictures tell their own text from those of their kin, and texts their picture."""
+        pictures = torch.cat([floats(one.pictures) for one in families]).to(self.average.device)  # (F * K, 3, H, W)
+        z = self.mosaic.latent(pictures)
+        share = torch.rand(len(z), 1, 1, 1, device=z.device) * 0.6
+        share[::2] = 0  # every other as it is, the others as codes on their way
+        pictures[1::2] = self.mosaic(self.mosaic.codes(z.lerp(self.walkers.soft(len(z)), share)))[1::2]
+        ways, grains = self._draw(len(pictures), pictures.shape[-1], seed + 1)
+        glimpses = (cut(pictures, ways) + grains).clamp(0, 1)
+        weights = {name: value.to(self._computed_in) for name, value in self.clip.visual.named_parameters()}
+        seen = look(weights, (glimpses - self.average) / self.spread).unflatten(0, (len(families), -1))  # (F, K, D)
+        with torch.autocast(pictures.device.type, self._computed_in, enabled=self._computed_in != torch.float32):
+            read = self.read([text for one in families for text in one.texts]).unflatten(0, (len(families), -1))
+        logits = (self.clip.logit_scale.exp().clamp(max=30) * seen @ read.mT).flatten(0, 1)  # (F * K, K)
+        own = torch.arange(seen.shape[1], device=logits.device).repeat(len(families))
+        backwards = logits.unflatten(0, (len(families), -1)).mT.flatten(0, 1)
+        return (F.cross_entropy(logits, own) + F.cross_entropy(backwards, own)) / 2
 
     @property
     def _computed_in(self) -> torch.dtype:
@@ -293,7 +325,7 @@ def ahead(uphill: Tensor, way: Tensor, share: Tensor, things: Tensor) -> Tensor:
 
 
 class Captioned(torch.utils.data.IterableDataset):
-    """Batches (whole, things, spoilt, share, facts, texts, said, walkers, new, goals, places), from one seed.
+    """Batches (whole, things, spoilt, share, facts, texts, said, walkers, new, goals, places, families), by one seed.
 
     whole (B, 3, H, W) in [0, 1]: scenes as rendered. things (B, 1, H, W): 1 where their things are, 0 elsewhere. The
     first are to be spoilt by whoever gets them. Then come the B' of which spoilt (B', 3, H, W) is what the painter
@@ -331,21 +363,32 @@ class Captioned(torch.utils.data.IterableDataset):
             rng = np.random.default_rng((self.seed, step))
             turn = turns(step - self.walking_from, *self.walkers) if step >= self.walking_from else []
             walks = [self._walk(walker, walk) for walker, walk, _ in turn]
-            seats = self.batch - LOOKS * len(walks)
+            families = [family(kind, rng) for kind in FAMILIES]
+            pairs = [(one, *rng.choice(SIZE, 2, replace=False)) for one in families] if walks else []
+            seats = self.batch - LOOKS * len(walks) - len(pairs)
             count = max(0, seats - (self.batch - int(self.batch * self.part))) if asked else 0
             rows = rng.choice(len(painted["odds"]), count, p=painted["odds"])
             fresh = rng.choice(len(self.pictures), seats - count, replace=False)
             which = np.concatenate([fresh, painted["scene"][rows]])
-            texts, said = zip(*(caption(self.scenes[k], rng) for k in which), *(w.caption for w in walks), strict=True)
+            texts, said = zip(*(caption(self.scenes[k], rng) for k in which),
+                              *((one.texts[i], one.said[i]) for one, i, _ in pairs),
+                              *(walk.caption for walk in walks), strict=True)  # fmt: skip
+            whole, things = self.pictures[which], self.things[which]
+            spoilt, share = painted["picture"][rows], painted["share"][rows]
+            if pairs:  # one of kin is to become another
+                whole = np.concatenate([whole, [one.pictures[i] for one, i, _ in pairs]])
+                things = np.concatenate([things, [one.places[i] | one.places[j] for one, i, j in pairs]])
+                spoilt = np.concatenate([spoilt, [one.pictures[j] for one, _, j in pairs]])
+                share = np.concatenate([share, np.ones(len(pairs), share.dtype)])
             side = self.pictures.shape[1]
             goals = torch.stack([floats(walk.goals) for walk in walks]) if walks else torch.zeros(0, 1, 3, side, side)
             places = [torch.from_numpy(walk.places)[:, None].float() for walk in walks]
-            yield (floats(self.pictures[which]), torch.from_numpy(self.things[which])[:, None].float(),
-                   floats(painted["picture"][rows]), torch.from_numpy(painted["share"][rows]),
-                   [*(self.scenes[k].facts for k in which), *(walk.facts for walk in walks)], texts, said,
+            yield (floats(whole), torch.from_numpy(things)[:, None].float(), floats(spoilt), torch.from_numpy(share),
+                   [*(self.scenes[k].facts for k in which), *(one.facts[i] for one, i, _ in pairs),
+                    *(walk.facts for walk in walks)], texts, said,
                    torch.tensor([walker for walker, _, _ in turn], dtype=torch.long),
                    torch.tensor([begins for _, _, begins in turn], dtype=torch.bool),
-                   goals, torch.stack(places) if places else goals[:, :, :1])  # fmt: skip
+                   goals, torch.stack(places) if places else goals[:, :, :1], families)  # fmt: skip
             step += 1
 
     def _walk(self, walker: int, number: int) -> Walk:
