@@ -32,6 +32,9 @@ import importlib.util{imports}
 if importlib.util.find_spec("vqclip") is None:
     source = {source}
     %pip install -q "{{source}}"
+    importlib.invalidate_caches()
+    if importlib.util.find_spec("vqclip") is None:
+        raise SystemExit("vqclip could not be installed: pip says why above")
 print("vqclip is ready")"""
 BADGE = "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/{repository}/blob/{ref}/notebooks/{name})"
 

@@ -42,7 +42,7 @@ class Panel:
         self.player, self.words, self.on_play = player, Words(language), on_play
         self.shown, self.painted = None, 0.0  # the frame on display, and when it was put there
         now = player.now
-        self.picture = ipywidgets.Image(format="jpeg", value=_jpeg(Image.new("RGB", now.size, (128, 128, 128))))
+        self.picture = ipywidgets.Image(format="jpeg", value=_jpeg(_first(player)))
         self.picture.add_class("vqclip-picture")
         self.buttons = {name: self._button(name, icon) for name, icon in
                         (("play", "play"), ("pause", "pause"), ("stop", "stop"))}  # fmt: skip
@@ -210,6 +210,12 @@ def _heading(text: str) -> ipywidgets.HTML:
 
 def _exponent(value: float) -> float:
     return math.log10(value)
+
+
+def _first(player: Player) -> Image.Image:
+    """What is there before the first step: the last picture of a session that is to go on, else grey."""
+    made = player.session and player.session.path / "final.png"
+    return Image.open(made).convert("RGB") if made and made.exists() else Image.new("RGB", player.now.size, (128,) * 3)
 
 
 def _jpeg(picture: Image.Image) -> bytes:

@@ -38,7 +38,7 @@ class Row:
         if not self.text.value.strip():
             return ()
         typed = prompt_language.parse(self.text.value)
-        if len(typed) == 1 and typed[0].weight == 1:  # the slider has the weight
+        if len(typed) == 1 and written(typed[0].text) == self.text.value.strip():  # the slider has the weight
             weight = self.weight.value
             stop = prompt_language.default_stop(weight) if self.stop is None else self.stop
             return (Prompt(typed[0].text, weight, stop),)
@@ -91,6 +91,8 @@ class PromptRows:
 
     def _removed(self, row: Row) -> None:
         self._set_rows([one for one in self.rows if one is not row])
+        for widget in (*row.widget.children, row.widget):
+            widget.close()
         self._edited()
 
     def _edited(self, _: object = None) -> None:
