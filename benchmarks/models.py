@@ -69,8 +69,8 @@ class Models:
 
     def run(self, size: int, cutouts: int, precision: str = "float32", **changes) -> vqclip.Run:
         """Our loop on this pair, without augmentation, as the reference has it."""
-        settings = dict(size=(size, size), cutouts=cutouts, augment="none", optimizer="adam", lr=0.1, steps=10**6,
-                        device=str(self.device))  # fmt: skip
+        settings = dict(size=(size, size), cutouts=cutouts, augment="none", optimizer="adam", lr=0.1, churn=0,
+                        steps=10**6, device=str(self.device))  # fmt: skip
         prompts = " | ".join(f"{text}:{weight}" for text, weight in PROMPTS.items())
         return vqclip.generate(prompts, self.painter(precision), self.judge(precision), **{**settings, **changes})
 

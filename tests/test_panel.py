@@ -58,6 +58,7 @@ def test_it_plays_to_the_end_and_further(home):
     player.play()
     until(lambda: not player.alive)
     assert player.frame.step == 9 and Session.latest(home).path == player.session.path
+    assert Player(session=Session.latest(home)).steps == 9  # another program knows, too
 
 
 def test_what_is_changed_before_the_start_is_how_it_starts(home):
@@ -221,6 +222,7 @@ def test_buttons_can_be_pressed_only_where_they_mean_something(studio):
 def test_a_notebook_opened_later_goes_on(studio, home):
     asyncio.run(studio.run())
     later = Studio.open(home, go_on=True, language="ru")
+    assert later.panel.picture.value == studio.panel.picture.value  # the picture as it was left
     later.player.steps = 8
     asyncio.run(later.run())
     assert later.session.path == studio.session.path and len(later.session.codes) == 9
@@ -253,8 +255,10 @@ def test_rows_come_and_go(rows):
     rows.add.click()
     assert rows.sent == [] and len(rows.box.children) == 3  # an empty one says nothing yet
     rows.rows[2].text.value = "fog"
-    rows.rows[0].remove.click()
+    gone = rows.rows[0]
+    gone.remove.click()
     assert rows.sent[-1] == "snow:25 | fog:50" and len(rows.box.children) == 2
+    assert gone.weight.comm is None and rows.rows[0].weight.comm is not None  # nothing of it is left on the page
     rows.rows[0].remove.click()
     assert rows.rows[0].remove.disabled  # the last one stays
 
@@ -286,6 +290,8 @@ def test_a_stop_that_was_typed_stays_one_that_was_not_follows_the_weight():
     rows.rows[1].weight.value = 1
     fog, rain = vqclip.parse(sent[-1])
     assert (fog.stop, rain.stop) == (0.4, -float("inf"))
+    rows.rows[1].text.value = "mist:1:0.3"
+    assert [prompt.stop for prompt in vqclip.parse(sent[-1])] == [0.4, 0.3]
 
 
 def test_what_is_wrong_is_handed_over(rows):

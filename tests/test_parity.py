@@ -434,6 +434,7 @@ def test_generate_sets_up_this_very_loop(models, figures):
         init_weight=0.2,
         lr=0.05,
         optimizer="adam",
+        churn=0,
         device="cpu",
     )
     twins = {name: Cutouts(clip.size, N, 0.8) for name, (_, clip) in clips.items()}

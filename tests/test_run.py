@@ -97,7 +97,8 @@ def test_more_steps_are_the_longer_run(paint, painter):
 
 
 def test_the_loss_falls(vqgan, vit):
-    run = vqclip.generate("a desert", vqgan, vit, size=32, steps=25, cutouts=8, augment="none", device="cpu")
+    run = vqclip.generate("a desert", vqgan, vit, size=32, steps=25, cutouts=8, augment="none", churn=0,
+                          device="cpu")  # fmt: skip
     fell = [frame.losses[vit.name].item() for frame in run]
     assert sum(fell[-5:]) < 0.9 * sum(fell[:5])
     assert 0 <= min(fell) and max(fell) <= math.pi**2 / 2
@@ -135,6 +136,34 @@ def test_a_picture_to_start_from(painter, photo):
     assert torch.equal(next(run).codes, painter.encode(load_image(photo, (18, 16)))[0])
 
 
+def test_churn_mixes_in_ever_less_chance_and_then_none(painter):
+    """What churn adds to z is what it would not have been without."""
+
+    def moved(step, **churn):
+        z = latent.VQLatent(painter, painter.embed(torch.full((1, 8, 8), 5)), seed=1, **churn)
+        before = z.z.detach().clone()
+        z.churn_(step)
+        return float((z.z.detach() - before).norm())
+
+    fades = [moved(step, churn=0.4, churn_decay=10) for step in range(12)]
+    assert fades[0] > fades[4] > fades[9] > fades[10] == fades[11] == 0
+    assert fades[0] == pytest.approx(2 * fades[5], rel=1e-4)
+    assert moved(10_000, churn=0.4) == pytest.approx(fades[0], rel=1e-6)  # without a decay it stays
+    assert moved(0, churn=1.0) == pytest.approx(2.5 * fades[0], rel=1e-4) and moved(0) == 0
+
+
+def test_churn_has_chances_of_its_own(paint):
+    without, one, other = (paint(seed=2, churn=churn) for churn in (0, 0.2, 0.3))
+    assert torch.equal(without[0], one[0])  # the same start
+    assert (without[-1] != one[-1]).any() and (one[-1] != other[-1]).any()
+    assert torch.equal(one, paint(seed=2, churn=0.2))
+
+
+def test_a_picture_to_start_from_is_not_churned(paint, photo):
+    still, churned = (paint(init_image=str(photo), churn=churn) for churn in (0, 0.5))
+    assert torch.equal(still, churned)
+
+
 # Changes at rest
 
 
@@ -152,7 +181,7 @@ def test_weights_changed_between_frames_act_at_the_next(painter):
 
 
 def test_the_learning_rate_changed_between_frames_acts_at_the_next(painter):
-    run = quick.run(vqgan=painter, optimizer="adam")
+    run = quick.run(vqgan=painter, optimizer="adam", churn=0)
     for _ in range(3):
         next(run)
     run.optimizer.param_groups[0]["lr"] = 0.0
@@ -435,7 +464,7 @@ def test_the_hold_to_the_start_lets_go(painter):
 
 def test_a_strong_hold_stays_close(painter):
     def distance(**changes):
-        run = quick.run(vqgan=painter, steps=10, **changes)
+        run = quick.run(vqgan=painter, steps=10, churn=0, **changes)
         start = run.latent.z.detach().clone()
         quick.paint(run)
         return (run.latent.z - start).norm().item()

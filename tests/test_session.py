@@ -211,6 +211,7 @@ def test_a_finished_session_goes_on_as_the_longer_run(begun, whole, models):
     assert [frame.step for frame in made.record(painting)] == [STEPS + 1, STEPS + 2]
     made = Session(made.path)
     painting = made.resume(**models)
+    assert made.steps == painting.steps == STEPS + 2
     assert list(made.record(painting)) == []
     painting.steps = STEPS + 4
     list(made.record(painting))
@@ -616,8 +617,8 @@ def sums(value):
         ("", "about.json is damaged .*: put a copy of it back"),
         ("[1]", "about.json is damaged"),
         ('"format"', "about.json is damaged"),
-        ('{"format": 1}', "about.json is damaged .no 'checkpoints' in it"),
-        ('{"format": 2, "vqclip": "7.1"}', "has format 2, made by vqclip 7.1; .* install the version that made it"),
+        ('{"format": 2}', "about.json is damaged .no 'checkpoints' in it"),
+        ('{"format": 3, "vqclip": "7.1"}', "has format 3, made by vqclip 7.1; .* install the version that made it"),
     ],
 )
 def test_a_foreign_or_newer_session(paused, about, words):

@@ -270,3 +270,12 @@ def test_the_table_tells_every_setting_its_default_and_range():
             for end, at in zip(allowed.split(" to "), ("low", "high"), strict=True):
                 assert float(end) == NAMES[name].metadata[at]
                 Settings(**{name: NAMES[name].metadata[at]})
+
+
+def test_a_recipe_is_of_its_picture_not_of_what_was_planned():
+    settings = Settings(steps=50, churn=0.3)
+    assert Settings.of_recipe({"settings": settings.to_dict()}) == settings
+    assert Settings.of_recipe({"settings": settings.to_dict(), "steps_made": 51}) == settings
+    assert Settings.of_recipe({"settings": settings.to_dict(), "steps_made": 31}).steps == 30
+    before = {name: value for name, value in settings.to_dict().items() if name != "churn"}
+    assert Settings.of_recipe({"settings": before}).churn == 0

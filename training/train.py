@@ -20,7 +20,7 @@ from pytorch_lightning.loggers import CSVLogger
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vqclip.files import atomic
+from vqclip.files import atomic, sha256
 
 from .captions import caption
 from .data import rendered
@@ -146,6 +146,8 @@ def provenance(recipe: DictConfig) -> dict:
     asked = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=RECIPE.parent)
     plain = OmegaConf.to_container(recipe)
     plain = {key: value for key, value in plain.items() if key not in ("folder", "out", "processes")}
+    if recipe.clip.begin:
+        plain["clip"]["begin"] = f"sha256 {sha256(recipe.clip.begin)}"
     return {**plain, "commit": asked.stdout.strip() or "unknown", "torch": str(torch.__version__),
             "pytorch_lightning": pl.__version__, "numpy": np.__version__}  # fmt: skip
 

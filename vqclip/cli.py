@@ -103,7 +103,7 @@ def _asked(arguments: argparse.Namespace) -> tuple[Settings, dict]:
         from .session import steering_of
 
         recipe = read_recipe(arguments.like)
-        settings, steering = Settings.from_dict(recipe["settings"]), steering_of(recipe.get("steering", ()))
+        settings, steering = Settings.of_recipe(recipe), steering_of(recipe.get("steering", ()))
     if arguments.settings:
         settings = Settings.load(arguments.settings)
     if arguments.preset:

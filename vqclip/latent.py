@@ -1,8 +1,8 @@
 """What is optimised: parameters that become a picture.
 
 A latent is called for its image (1, 3, H, W) in [0, 1]; it has `parameters()` for the optimiser, `project_()` to bring
-them back to where they mean something, `codes()`, the compact record of what it shows, `state()` / `restore()`, and
-`spare()` for when memory is short.
+them back to where they mean something, `churn_()` to keep them moving, `codes()`, the compact record of what it shows,
+`state()` / `restore()`, and `spare()` for when memory is short.
 """
 
 from __future__ import annotations
@@ -24,14 +24,21 @@ class VQLatent:
         init_weight: how strongly z is held to its start: adds `init_weight / 2 * mse(z, start)`.
         init_decay: over how many steps that hold lets go, evenly; 0 means never.
         ema: in [0, 1): what is shown is the average of z with this memory per step; 0 shows z itself.
+        churn: in [0, 1]: the share of z that fresh random codes, halfway to the mean, replace after the first step.
+        churn_decay: over how many steps that share falls to nothing, evenly; 0 means never.
+        seed: of those codes.
     """
 
-    def __init__(self, vqgan: VQGAN, start: Tensor, init_weight: float = 0.0, init_decay: int = 0, ema: float = 0.0):
+    def __init__(self, vqgan: VQGAN, start: Tensor, init_weight: float = 0.0, init_decay: int = 0, ema: float = 0.0,
+                 churn: float = 0.0, churn_decay: int = 0, seed: int = 0):  # fmt: skip
         self.vqgan = vqgan
         self.start = start.detach() if start.dim() == 4 else vqgan.embed(start)  # (1, C, h, w)
         self.z = self.start.clone().requires_grad_()
         self.average = torch.zeros_like(self.start)
+        self.shown: Tensor | None = None  # the codes of the last picture
         self.init_weight, self.init_decay, self.ema = init_weight, init_decay, ema
+        self.churn, self.churn_decay = churn, churn_decay
+        self.generator = torch.Generator().manual_seed(seed)
         codebook = vqgan.codebook.detach()  # (K, C)
         self.low, self.high = codebook.amin(0).view(1, -1, 1, 1), codebook.amax(0).view(1, -1, 1, 1)
 
@@ -41,13 +48,13 @@ class VQLatent:
 
     def __call__(self) -> Tensor:
         """The picture of z as it is now: (1, 3, H, W) in [0, 1]."""
-        z_q = straight_through(self.vqgan.embed(self.vqgan.nearest(self.z)), self.z)  # (1, C, h, w)
+        self.shown = self.vqgan.nearest(self.z)  # (1, h, w)
+        z_q = straight_through(self.vqgan.embed(self.shown), self.z)  # (1, C, h, w)
         return clamp_with_grad(self.vqgan.decode(z_q))
 
     def pull(self, step: int) -> Tensor | None:
         """The hold to the start at this step, a scalar to minimise; None when there is none."""
-        fade = max(0.0, 1 - step / self.init_decay) if self.init_decay else 1.0
-        weight = self.init_weight * fade
+        weight = self.init_weight * fade(step, self.init_decay)
         return F.mse_loss(self.z, self.start) * weight / 2 if weight else None
 
     @torch.no_grad()
@@ -56,10 +63,20 @@ class VQLatent:
         self.z.clamp_(self.low, self.high)
 
     @torch.no_grad()
+    def churn_(self, step: int) -> None:
+        """Mix a little chance into z, less at each step: what went astray can come right again.
+
+        What samplers of diffusion models call churn (Karras et al. 2022, arXiv 2206.00364).
+        """
+        share = self.churn * fade(step, self.churn_decay)
+        if share:
+            self.z.lerp_(soft(self.vqgan, *self.z.shape[:1:-1], self.generator), share)
+
+    @torch.no_grad()
     def codes(self, step: int) -> Tensor:
-        """The codes shown at this step (h, w); with an average, this also lets it take z in."""
+        """The codes of the picture that was made last (h, w); with an average, of that, which takes z in by this."""
         if not self.ema:
-            return self.vqgan.nearest(self.z)[0]
+            return self.shown[0]
         self.average.mul_(self.ema).add_(self.z, alpha=1 - self.ema)
         return self.vqgan.nearest(self.average / (1 - self.ema ** (step + 1)))[0]  # the young average is too small
 
@@ -77,13 +94,20 @@ class VQLatent:
 
     def state(self) -> dict[str, Tensor]:
         """Copies of what changes, and of the start, whose picture may be gone by the time it is needed again."""
-        return {"z": self.z.detach().clone(), "start": self.start.clone(), "average": self.average.clone()}
+        return {"z": self.z.detach().clone(), "start": self.start.clone(), "average": self.average.clone(),
+                "churn": self.generator.get_state()}  # fmt: skip
 
     @torch.no_grad()
     def restore(self, state: dict[str, Tensor]) -> None:
         """Go back to where `state` was taken."""
-        for name, value in state.items():
-            getattr(self, name).copy_(value)
+        for name in ("z", "start", "average"):
+            getattr(self, name).copy_(state[name])
+        self.generator.set_state(state["churn"])
+
+
+def fade(step: int, decay: int) -> float:
+    """What is left of something that falls evenly from 1 to 0 over `decay` steps; 1 for ever where that is 0."""
+    return max(0.0, 1 - step / decay) if decay else 1.0
 
 
 def random_start(vqgan: VQGAN, w: int, h: int, generator: torch.Generator) -> Tensor:
@@ -99,10 +123,15 @@ def mean_start(vqgan: VQGAN, w: int, h: int, generator: torch.Generator) -> Tens
 
 
 @torch.no_grad()
-def soft_start(vqgan: VQGAN, w: int, h: int, generator: torch.Generator) -> Tensor:
-    """The codes halfway from random ones to the mean: (1, h, w). Codes far out stay in the picture as specks."""
+def soft(vqgan: VQGAN, w: int, h: int, generator: torch.Generator) -> Tensor:
+    """A latent (1, C, h, w) halfway from random codes to the mean. What is far out stays in the picture as specks."""
     z, mean = vqgan.embed(random_start(vqgan, w, h, generator)), vqgan.codebook.mean(0).view(1, -1, 1, 1)
-    return vqgan.nearest((z + mean) / 2)
+    return (z + mean) / 2
+
+
+def soft_start(vqgan: VQGAN, w: int, h: int, generator: torch.Generator) -> Tensor:
+    """The codes nearest to a `soft` latent: (1, h, w)."""
+    return vqgan.nearest(soft(vqgan, w, h, generator))
 
 
 STARTS = {"soft": soft_start, "random": random_start, "mean": mean_start}

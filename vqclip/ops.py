@@ -66,14 +66,16 @@ class _PatchGrad(torch.autograd.Function):
 
 
 def patch_grad(paint: Callable[[Tensor], Tensor], z: Tensor, patches: Tensor) -> Tensor:
-    """`paint(z)` on the way forward; on the way back, each element of z had just added its patch to the picture.
+    """`paint(z)` on the way forward; on the way back, each element of z follows the picture by its patch.
 
     A painter that mends what it is given looks at many codes for each pixel, and its own gradient smears. Straight
     through it, as through the quantiser, the direction of the picture is kept better, and nothing of it is remembered.
+    Where patches are what an element adds to the picture, times how slow it would be by the chain rule alone, detail
+    comes as quickly as colour.
 
     Args:
         paint: z (B, C, h, w) -> image (B, 3, h * f, w * f).
-        patches: (C, 3, f, f), what one of a channel adds to the image.
+        patches: (C, 3, f, f), of the image's gradient how much goes to each channel.
     """
     return _PatchGrad.apply(z, paint, patches)
 

@@ -89,7 +89,7 @@ class Player:
         self.frame: Frame | None = None
         self.history = History()
         self.speed: float | None = None
-        self._steps = self.settings.steps
+        self._steps = session.steps if session else self.settings.steps
         self._wanted: dict[str, Any] = {}  # changes that the run has not been told yet
         self._telling = threading.Lock()
         self._going, self._halting = threading.Event(), threading.Event()

@@ -206,6 +206,7 @@ class Run:
         frame = Frame(self.step, self.latent.codes(self.step), losses, self._similarity(), self.settings.size,
                       self.latent.decode, measured)  # fmt: skip
         self.optimizer.step()
+        self.latent.churn_(self.step)
         self.latent.project_()
         self.step += 1
         return frame
@@ -341,7 +342,9 @@ def generate(prompts: str | Sequence | None = None, vqgan: VQGAN | str | Path | 
             model.to(device)  # one loaded beforehand may still be on the CPU
     settings = settings.replace(vqgan=painter.name, clip=" + ".join(judge.name for judge in judges))
     start = _start(painter, settings, device)
-    latent = VQLatent(painter, start, settings.init_weight, settings.init_decay, settings.ema)
+    churn = 0.0 if settings.init_image else settings.churn  # which would wash the picture away
+    latent = VQLatent(painter, start, settings.init_weight, settings.init_decay, settings.ema, churn,
+                      settings.churn_decay, _seed(settings, "churn"))  # fmt: skip
     losses = {judge.name: (1 / len(judges), _prompt_loss(judge, settings, pictures or {}, device)) for judge in judges}
     for like in prompt_language.parse_optional(settings.losses):
         if like.text not in LOSSES:

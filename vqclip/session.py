@@ -43,7 +43,7 @@ from .run import Frame, Run, crop_to, generate, pick_device
 from .settings import Settings
 from .vqgan import VQGAN, load_vqgan
 
-FORMAT = 1  # of the folder; raised when an older vqclip could not read it
+FORMAT = 2  # of the folder; raised when an older vqclip could not read it
 PAUSE = 1.0  # seconds between two states: what a crash may cost
 LEFT = {".part", ".png", ".jsonl", ".json"}  # what a killed recorder leaves half written, in parts; no videos
 ABOUT = {"format", "torch", "threads", "checkpoints", "settings_sha256"}  # what about.json must have
@@ -217,7 +217,13 @@ class Session:
             warnings.warn(f"the losses {', '.join(sorted(changed))} came or went while it was painted, which is not "
                           "kept: do it again", stacklevel=2)  # fmt: skip
         run.restore(state)
+        run.steps = max(run.steps, state["steps"])
         return run
+
+    @property
+    def steps(self) -> int:
+        """How many steps it is to have in all: those of its settings, or what they were raised to since."""
+        return max(self.settings.steps, self._read_state()["steps"])
 
     @property
     def steering(self) -> dict[int, dict[str, Any]]:
@@ -367,7 +373,7 @@ def _line(entry: dict[str, Any]) -> str:
 
 def _write_state(path: Path, run: Run) -> None:
     buffer = io.BytesIO()
-    torch.save(run.state(), buffer)
+    torch.save({**run.state(), "steps": run.steps}, buffer)
     with atomic(path / "state") as file:
         file.write(hashlib.sha256(buffer.getvalue()).digest())
         file.write(buffer.getvalue())

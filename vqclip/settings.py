@@ -52,11 +52,13 @@ class Settings:
     optimizer: str = _setting("momentum", "how z moves: `momentum` over the whole latent, or Crowson's `adam`",
                               choices=("adam", "momentum"))  # fmt: skip
     lr: float = _setting(0.12, "the learning rate: how far z moves a step", 1e-6, 100)
+    churn: float = _setting(0.15, "chance mixed into z each step, ever less: it loosens; none with `init_image`", 0, 1)
+    churn_decay: int = _setting(64, "steps over which that falls to nothing; 0 keeps it", 0, 1_000_000)
     cutouts: int = _setting(16, "how many glimpses the judge takes each step", 1, 4096)
     cut_pow: float = _setting(0.2, "above 1 more small glimpses, below 1 more large ones", 0.01, 100)
     cutter: str = _setting("crops", "glimpses are `crops`, or `pooled`: the whole picture each time",
                            choices=("crops", "pooled"))  # fmt: skip
-    augment: str = _setting("mse", "how glimpses are disturbed, named after its notebook",
+    augment: str = _setting("none", "how glimpses are disturbed, named after its notebook",
                             choices=("none", "mse", "abulafia", "nerdyrodent", "updated"))  # fmt: skip
     noise: float = _setting(-1.0, "noise added to glimpses; -1 takes what `augment` has", -1, 10)
     chunk: int = _setting(0, "glimpses judged at once: fewer need less memory; 0 means all", 0, 4096)
@@ -140,18 +142,25 @@ class Settings:
         """The settings in the recipe of a picture, video or session; raises ImageError where there is none."""
         from .images import read_recipe
 
-        return cls.from_dict(read_recipe(path)["settings"])
+        return cls.of_recipe(read_recipe(path))
+
+    @classmethod
+    def of_recipe(cls, recipe: dict[str, Any]) -> Settings:
+        """The settings of a recipe, with as many steps as its picture had by then."""
+        made = recipe.get("steps_made", 0) - 1  # the start is one of them
+        settings = cls.from_dict({"churn": 0.0, **recipe["settings"]})  # there was none before it was a setting
+        return settings.replace(steps=made) if made > 0 else settings
 
 
 NAMES: dict[str, Field] = {spec.name: spec for spec in fields(Settings)}
 
 PRESETS = {
-    "draft": {"steps": 40, "cutouts": 8},
-    "good": {"steps": 200, "cutouts": 32},
-    "fine": {"steps": 500, "cutouts": 64, "ema": 0.9},
+    "draft": {"steps": 40, "cutouts": 8, "churn_decay": 32},
+    "good": {"steps": 200, "cutouts": 32, "churn_decay": 160},
+    "fine": {"steps": 500, "cutouts": 64, "churn_decay": 400, "ema": 0.9},
     # Crowson's z+quantize notebook, for the models it was made for
     "classic": {"optimizer": "adam", "lr": 0.05, "cutouts": 64, "cut_pow": 1.0, "augment": "none", "start": "random",
-                "steps": 500},
+                "churn": 0.0, "steps": 500},
 }
 
 

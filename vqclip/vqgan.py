@@ -29,8 +29,8 @@ class VQGAN(nn.Module):
         embed_dim: C, the length of one code.
         gumbel: whether codes are chosen by a learnt projection (taming's GumbelVQ) rather than by distance when an
             image is encoded.
-        patches: whether the checkpoint has the patch (3, f, f) that each channel of a code stands for. Gradients of a
-            picture then reach its latent through them and not through the decoder; see `ops.patch_grad`.
+        patches: whether the checkpoint has a patch (3, f, f) by which each channel of a latent follows the picture:
+            gradients then go through these and not through the decoder; see `ops.patch_grad`.
 
     Attributes:
         sparing: whether `decode` keeps little for its way back and computes the rest again, for a third more of its
