@@ -43,7 +43,7 @@ def draw_curves(runs: Path, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(2, len(CURVES), figsize=(13, 5), layout="constrained")
+    figure, axes = pyplot.subplots(2, len(CURVES), figsize=(13, 5), layout="constrained", squeeze=False)
     for column, (stage, names) in enumerate(CURVES.items()):
         for axis, name in zip(axes[:, column], names, strict=True):
             steps, values = read_curve(runs / stage, name)
