@@ -64,4 +64,5 @@ def scene_of(facts, seed: int) -> Scene:
     odds = np.array(ODDS[:2] if things & (AT_NIGHT | BY_DAY) else ODDS)
     time = said.time or str(rng.choice(times))
     weather = said.weather or str(rng.choice(WEATHERS[: len(odds)], p=odds / odds.sum()))
-    return replace(said, seed=seed, objects=objects, time=time, weather=weather)
+    ground = said.ground or ("" if said.backdrop else str(rng.choice(GROUNDS)))
+    return replace(said, seed=seed, ground=ground, objects=objects, time=time, weather=weather)

@@ -341,10 +341,7 @@ def generate(prompts: str | Sequence | None = None, vqgan: VQGAN | str | Path | 
         if isinstance(model, torch.nn.Module):
             model.to(device)  # one loaded beforehand may still be on the CPU
     settings = settings.replace(vqgan=painter.name, clip=" + ".join(judge.name for judge in judges))
-    start = _start(painter, settings, device)
-    churn = 0.0 if settings.init_image else settings.churn  # which would wash the picture away
-    latent = VQLatent(painter, start, settings.init_weight, settings.init_decay, settings.ema, churn,
-                      settings.churn_decay, _seed(settings, "churn"))  # fmt: skip
+    latent = _latent(painter, settings, device)
     losses = {judge.name: (1 / len(judges), _prompt_loss(judge, settings, pictures or {}, device)) for judge in judges}
     for like in prompt_language.parse_optional(settings.losses):
         if like.text not in LOSSES:
@@ -370,6 +367,13 @@ def _load_judges(wanted: Perceptor | str | Path | Sequence, device: torch.device
     if len(set(names)) < len(names):
         raise SettingsError(f"clip={' + '.join(names)!r} has the same judge twice: name each once")
     return judges
+
+
+def _latent(painter: VQGAN, settings: Settings, device: torch.device) -> VQLatent:
+    """What is optimised. A picture to start from is not churned, which would wash it away."""
+    churn = 0.0 if settings.init_image else settings.churn
+    return VQLatent(painter, _start(painter, settings, device), settings.init_weight, settings.init_decay,
+                    settings.ema, churn, settings.churn_decay, _seed(settings, "churn"))  # fmt: skip
 
 
 @torch.no_grad()
