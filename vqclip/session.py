@@ -201,7 +201,8 @@ class Session:
         # The start is in the state and the pictures are here: nothing outside the session is needed again.
         likes = prompt_language.parse_optional(self.settings.image_prompts)
         pictures = {like.text: self._picture(number) for number, like in enumerate(likes)}
-        run = generate(vqgan=vqgan, clip=clip, settings=self.settings.replace(init_image=""), pictures=pictures,
+        settings = self.settings.replace(init_image="", churn=0.0) if self.settings.init_image else self.settings
+        run = generate(vqgan=vqgan, clip=clip, settings=settings, pictures=pictures,
                        root=root or self.checkpoints_folder, steering=self.steering)  # fmt: skip
         run.settings = self.settings
         found = _checkpoints(run)
