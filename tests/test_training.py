@@ -386,7 +386,7 @@ MINIATURE = """
 scenes=48 processes=1 save_every=4 accelerator=cpu precision=32-true
 vqgan.n_embed=64 vqgan.patches=1500 vqgan.rounds=4 vqgan.batch=4 vqgan.steps={vqgan} vqgan.critic_from=10
 sharper.steps={sharper} sharper.critic_from=4 vqgan.ddconfig.z_channels=32
-clip.batch=12 clip.steps={clip} clip.painted_from=25 clip.walking_from=40 clip.walkers.count=6
+clip.batch=24 clip.steps={clip} clip.painted_from=25 clip.walking_from=40 clip.walkers.count=6
 clip.walkers.length=3 clip.walkers.each=1 clip.chunk=12 clip.chunks.random=1 clip.chunks.bare=1
 clip.chunks.soft=1 clip.chunks.bent=1 clip.network.transformer_layers=1 clip.network.transformer_width=64
 clip.network.transformer_heads=1 clip.network.embed_dim=32 clip.network.vision_layers=1 clip.network.vision_width=64
