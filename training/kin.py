@@ -1,8 +1,8 @@
 """Families of scenes that differ in one thing: a square where another has a star, a blue house where another is red.
 
 In a batch of scenes drawn at random, no two have the same colours and other shapes, so to tell them apart shapes are
-not needed: a CLIP of 20,000 steps, of which every seventh picture was a plain shape, told five shapes apart in 22 to 36
-of 100 pictures. Among its kin, the one thing that differs is all there is to go by.
+not needed: a CLIP of 16,200 steps, of which every seventh picture was a plain shape, told five shapes apart in 36 of
+100 pictures, where chance is 20. Among its kin, the one thing that differs is all there is to go by.
 """
 
 from __future__ import annotations
