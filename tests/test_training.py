@@ -16,8 +16,8 @@ from training.captions import LANGUAGES, NOUNS, all_words, caption, phrase
 from training.data import floats
 from training.export import guide
 from training.gradient import uphill
-from training.kin import FAMILIES, SIZE, family
-from training.scenes import COLOURS, GROUNDS, HELD_OUT, SHAPES, SIDE, Scene, render, scene, things
+from training.kin import FAMILIES, SIZE, THINGS, family, kin
+from training.scenes import COLOURS, GROUNDS, HELD_OUT, SHAPES, SIDE, Scene, render, render_and_things, scene, things
 from training.train_clip import (
     GOALS,
     LOOKS,
@@ -157,29 +157,36 @@ def test_other_things_stand_where_the_first_ones_stood_and_are_never_held_out():
     assert 0.005 < apart.mean() < 0.2
 
 
-@pytest.mark.parametrize("kind", ["shape", "colour", "thing"])
-def test_kin_differ_in_one_thing_and_say_so(kind):
-    rng = np.random.default_rng(0)
-    for _ in range(20):
-        one = family(kind, rng)
-        assert len({picture.tobytes() for picture in one.pictures}) == len(set(one.texts)) == SIZE
-        shared = frozenset.intersection(*one.said)
-        for facts, said, places in zip(one.facts, one.said, one.places, strict=True):
-            (own,) = said - shared
-            assert said <= facts and sum(own in others for others in one.facts) == 1 and places.any()
-        words = {own.split(" ")[-1] for said in one.said for own in said - shared}
-        assert (len(words) == 1) == (kind == "colour") or kind == "thing"
-        elsewhere = ~np.logical_or.reduce(one.places)
-        if kind != "thing":  # light falls on things, so a landscape may change a little around them
-            assert np.abs(one.pictures[:, elsewhere].astype(int) - one.pictures[0][elsewhere]).max() < 12
+@pytest.fixture(scope="module")
+def relatives():
+    """Pictures of two rounds of families, and where their things are."""
+    shown = [render_and_things(kin(k)) for k in range(2 * len(FAMILIES) * SIZE)]
+    return tuple(np.stack(each) for each in zip(*shown, strict=True))
 
 
-def test_kin_are_never_held_out():
-    rng = np.random.default_rng(1)
-    for kind in FAMILIES * 10:
-        for said in family(kind, rng).said:
-            things = {tuple(fact.split(" ")[::-1]) for fact in said if " " in fact}
-            assert not HELD_OUT & things
+@pytest.mark.parametrize("number", range(2 * len(FAMILIES)))
+def test_kin_differ_in_one_thing_and_say_so(number, relatives):
+    kind, one = FAMILIES[number % len(FAMILIES)], family(number, *relatives, np.random.default_rng(number))
+    assert len({picture.tobytes() for picture in one.pictures}) == len(set(one.texts)) == SIZE
+    shared = frozenset.intersection(*one.said)
+    for facts, said, places in zip(one.facts, one.said, one.places, strict=True):
+        (own,) = said - shared
+        assert said <= facts and sum(own in others for others in one.facts) == 1
+        assert places.any() == (kind != "ground")
+    words = {own.split(" ")[-1] for said in one.said for own in said - shared}
+    assert (len(words) == 1) == (kind in ("colour", "tint")) or kind == "thing"
+    elsewhere = ~np.logical_or.reduce(one.places)
+    if kind in ("shape", "colour"):  # light falls on things, so a landscape may change a little around them
+        assert np.abs(one.pictures[:, elsewhere].astype(int) - one.pictures[0][elsewhere]).max() < 12
+
+
+def test_families_of_things_have_one_of_each_thing_and_none_of_kin_is_held_out():
+    seen = set()
+    for k in range(40 * len(FAMILIES) * SIZE):
+        assert not HELD_OUT & kin(k).pairs
+        if FAMILIES[k // SIZE % len(FAMILIES)] == "thing":
+            seen |= {name for name, _ in kin(k).objects}
+    assert seen == {*THINGS, "rainbow"}
 
 
 def test_bent_pictures_are_out_of_shape_by_a_few_pixels():
@@ -248,22 +255,22 @@ def test_walkers_take_turns_and_begin_anew_at_different_steps():
     assert len({walk for _, walk, _ in taken[:6]}) > 1
 
 
-def test_a_walker_keeps_its_goals_and_caption_until_it_begins_anew():
-    pictures = np.stack([render(scene(k)) for k in range(24)])
-    painted = {"scene": np.arange(24), "picture": pictures, "share": np.zeros(24), "odds": np.full(24, 1 / 24)}
-    where = np.stack([things(scene(k)) for k in range(24)])
-    batches = iter(Captioned(pictures, where, 20, 0, lambda: painted, 2, 0.75, walkers=(4, 5, 2), walking_from=3))
+def test_a_walker_keeps_its_goals_and_caption_until_it_begins_anew(relatives):
+    pictures = np.stack([render(scene(k)) for k in range(32)])
+    painted = {"scene": np.arange(32), "picture": pictures, "share": np.zeros(32), "odds": np.full(32, 1 / 32)}
+    where = np.stack([things(scene(k)) for k in range(32)])
+    batches = iter(Captioned(pictures, where, relatives, 28, 0, lambda: painted, 2, 0.75, (4, 5, 2), walking_from=3))
     told: dict[int, tuple] = {}
     for step in range(40):
         whole, places, spoilt, share, facts, texts, said, walkers, new, goals, goals_places, _ = next(batches)
-        kin = len(FAMILIES) if step >= 3 else 0  # come last, and are no scenes of the folder
-        drawn = whole[: len(whole) - kin]
-        of = [next(k for k in range(24) if torch.equal(floats(pictures[k : k + 1])[0], one)) for one in drawn]
+        pairs = len(FAMILIES) if step >= 3 else 0  # come last, and are no scenes of the folder
+        drawn = whole[: len(whole) - pairs]
+        of = [next(k for k in range(32) if torch.equal(floats(pictures[k : k + 1])[0], one)) for one in drawn]
         assert torch.equal(places[: len(of), 0].bool(), torch.from_numpy(where[of]))
-        assert len(whole) == (20 - LOOKS * 2 if step >= 3 else 20)
+        assert len(whole) == (28 - LOOKS * 2 if step >= 3 else 28)
         assert len(walkers) == len(new) == len(goals) == len(goals_places) == (2 if step >= 3 else 0)
         assert len(facts) == len(texts) == len(said) == len(whole) + len(walkers)
-        assert len(spoilt) == len(share) == (0, 0, 15, 8)[min(step, 3)]
+        assert len(spoilt) == len(share) == (0, 0, 21, 13)[min(step, 3)]
         for k, (walker, begins) in enumerate(zip(walkers.tolist(), new.tolist(), strict=True), len(whole)):
             mine = goals[k - len(whole)], goals_places[k - len(whole)]
             now = (texts[k], facts[k], mine[0].sum())
@@ -386,7 +393,7 @@ MINIATURE = """
 scenes=48 processes=1 save_every=4 accelerator=cpu precision=32-true
 vqgan.n_embed=64 vqgan.patches=1500 vqgan.rounds=4 vqgan.batch=4 vqgan.steps={vqgan} vqgan.critic_from=10
 sharper.steps={sharper} sharper.critic_from=4 vqgan.ddconfig.z_channels=32
-clip.batch=24 clip.steps={clip} clip.painted_from=25 clip.walking_from=40 clip.walkers.count=6
+clip.batch=24 clip.kin=1 clip.steps={clip} clip.painted_from=25 clip.walking_from=40 clip.walkers.count=6
 clip.walkers.length=3 clip.walkers.each=1 clip.chunk=12 clip.chunks.random=1 clip.chunks.bare=1
 clip.chunks.soft=1 clip.chunks.bent=1 clip.network.transformer_layers=1 clip.network.transformer_width=64
 clip.network.transformer_heads=1 clip.network.embed_dim=32 clip.network.vision_layers=1 clip.network.vision_width=64

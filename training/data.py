@@ -15,26 +15,28 @@ from torch import Tensor
 from .scenes import Scene, render, scene
 
 
-def _made(seed: int, what: Callable[[Scene], np.ndarray], held_out: bool) -> np.ndarray:
-    return what(scene(seed, held_out))
+def _made(number: int, of: Callable[[int], Scene], what: Callable[[Scene], np.ndarray]) -> np.ndarray:
+    return what(of(number))
 
 
-def rendered(folder: Path, count: int, first: int = 0, processes: int = 1, held_out: bool = False,
+def rendered(folder: Path, count: int, first: int = 0, processes: int = 1, of: Callable[[int], Scene] = scene,
              what: Callable[[Scene], np.ndarray] = render) -> np.ndarray:  # fmt: skip
     """Scenes `first` to `first + count` as (count, SIDE, SIDE, 3) uint8, from `folder` or painted there now.
 
     Args:
+        of: gives the scene of a number: `scenes.scene`, or `kin.kin`.
         what: `render`, or `things` for where their things are, (count, SIDE, SIDE) bool.
     """
-    path = folder / f"{'scenes' if what is render else what.__name__}-{first}-{count}.npy"
+    kind = "" if of is scene else f"{of.__name__}-"
+    path = folder / f"{kind}{'scenes' if what is render else what.__name__}-{first}-{count}.npy"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(".partial")
-        like = what(scene(first, held_out))
+        like = what(of(first))
         os.environ["OMP_NUM_THREADS"] = "1"  # the processes begin with it: NumPy's own threads would be in their way
         made = np.lib.format.open_memmap(unfinished, "w+", like.dtype, (count, *like.shape))
         with get_context("spawn").Pool(processes) as pool:
-            each = pool.imap(partial(_made, what=what, held_out=held_out), range(first, first + count), chunksize=32)
+            each = pool.imap(partial(_made, of=of, what=what), range(first, first + count), chunksize=32)
             for k, one in enumerate(each):
                 made[k] = one
         made.flush()

@@ -173,10 +173,15 @@ def disturbed(images: Tensor) -> Tensor:
     return (images * light + 0.03 * torch.rand(len(images), 1, 1, 1) * torch.randn_like(images)).clamp(0, 1)
 
 
+def anything(seed: int) -> Scene:
+    """The scene of a seed, held-out pairs among all."""
+    return scene(seed, held_out=True)
+
+
 def train(folder: Path, count: int, epochs: int, processes: int) -> Judge:
     """A judge taught on `count` scenes of its own, held-out pairs among them, and resumed where it was stopped."""
-    pictures = rendered(folder, count, 1_000_000, processes, held_out=True)
-    scenes = [scene(1_000_000 + k, held_out=True) for k in range(count)]
+    pictures = rendered(folder, count, 1_000_000, processes, of=anything)
+    scenes = [anything(1_000_000 + k) for k in range(count)]
     truth, judge, batch = labels(scenes), Judge(), 64
     optimizer = torch.optim.AdamW(judge.parameters(), 2e-3, weight_decay=0.02)
     steps = epochs * (count // batch)
@@ -218,8 +223,8 @@ def main() -> None:
     ask.add_argument("--processes", type=int, default=2)
     asked = ask.parse_args()
     judge = train(asked.folder, asked.scenes, asked.epochs, asked.processes)
-    fresh = [scene(2_000_000 + k, held_out=True) for k in range(2000)]
-    shares = right(judge, rendered(asked.folder, 2000, 2_000_000, asked.processes, held_out=True), fresh)
+    fresh = [anything(2_000_000 + k) for k in range(2000)]
+    shares = right(judge, rendered(asked.folder, 2000, 2_000_000, asked.processes, of=anything), fresh)
     print(" ".join(f"{kind} {share:.3f}" for kind, share in shares.items()))
     if shares["all"] < WORTHY:
         raise SystemExit(f"the judge reads {shares['all']:.3f} of fresh renders, less than {WORTHY}: train it longer")

@@ -8,15 +8,18 @@ not needed: a CLIP of 16,200 steps, of which every seventh picture was a plain s
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 
 from .captions import JOINTS, LANGUAGES, phrase
-from .scenes import COLOURED, COLOURS, HELD_OUT, PLACES, SHAPES, Scene, render_and_things, scene
+from .scenes import COLOURED, COLOURS, GROUNDS, HELD_OUT, PLACES, SHAPES, Scene, scene
 
 SIZE = 4  # of a family
-FAMILIES = ("shape", "shape", "shape", "colour", "colour", "thing", "thing", "thing")  # of a step
+FAMILIES = ("shape", "shape", "shape", "shape", "colour", "colour",
+            "thing", "thing", "thing", "thing", "tint", "ground")  # of a step  # fmt: skip
+THINGS = tuple(sorted({"balloon", "sun", "moon"}.union(*PLACES.values())))  # of which one is in a family of things
 
 
 class Family(NamedTuple):
@@ -36,37 +39,71 @@ class Family(NamedTuple):
     places: np.ndarray
 
 
-def family(kind: str, rng: np.random.Generator) -> Family:
-    """A family that differs in "shape", "colour" (of a shape) or "thing"; none of HELD_OUT."""
+@lru_cache(64)
+def relatives(number: int) -> tuple[tuple[Scene, str], ...]:
+    """The SIZE scenes of the family of a number, and the fact that is true of each of them alone; none of HELD_OUT.
+
+    In turn, families differ as FAMILIES has it: in the shape, in its colour, in the thing of a landscape, in that
+    thing's colour, in the land.
+    """
+    kind, rng = FAMILIES[number % len(FAMILIES)], np.random.default_rng((4, number))
+    wanted = str(rng.choice({"thing": THINGS, "tint": COLOURED}.get(kind, ("",))))
     while True:
         of = scene(int(rng.integers(2**31)))
-        if not of.objects or bool(of.ground) != (kind == "thing"):
+        if bool(of.ground) == (kind in ("shape", "colour")):
             continue
-        name, colour = of.objects[0]
-        if kind == "shape":
-            others = [(shape, colour) for shape in SHAPES]
-        elif kind == "colour":
-            others = [(name, other) for other in COLOURS if other != of.backdrop]
+        if kind == "ground":
+            kin = [(replace(of, ground=ground, objects=()), ground) for ground in GROUNDS]
         else:
-            others = [(thing, str(rng.choice(list(COLOURS))) if thing in COLOURED else "")
-                      for thing in (*PLACES[of.ground], *PLACES[of.ground], "balloon")]  # fmt: skip
-        kin = [replace(of, objects=(other,)) for other in dict.fromkeys(others)]
-        kin = [one for one in kin if not HELD_OUT & one.pairs]
-        if len(kin) >= SIZE:
-            break
-    kin = [kin[k] for k in rng.permutation(len(kin))[:SIZE]]
+            others = dict.fromkeys(_others(kind, of, wanted, rng))
+            kin = [(replace(of, objects=(other,)), f"{other[1]} {other[0]}".strip()) for other in others]
+        kin = [one for one in kin if not HELD_OUT & one[0].pairs]
+        kin = [kin[k] for k in rng.permutation(len(kin))]
+        kin.sort(key=lambda one: kind == "thing" and not one[1].endswith(wanted))  # what is wanted comes along
+        kin = kin[:SIZE]
+        if (len(kin) == SIZE and kin[0][1].endswith(wanted)
+                and all(sum(own in other.facts for other, _ in kin) == 1 for _, own in kin)):  # fmt: skip
+            return tuple(kin)
+
+
+def _others(kind: str, of: Scene, wanted: str, rng: np.random.Generator) -> list[tuple[str, str]]:
+    """The objects of which one is in the place of all those of a scene."""
+    name, colour = of.objects[0] if of.objects else ("", "")
+    if kind == "shape":
+        return [(shape, colour) for shape in SHAPES]
+    if kind == "colour":
+        return [(name, other) for other in COLOURS if other != of.backdrop]
+    standing = (*PLACES[of.ground], "balloon")
+    if kind == "tint":
+        return [(wanted, other) for other in COLOURS] if wanted in standing else []
+    light = () if of.weather not in ("clear", "clouds") else ("moon",) if of.time == "night" else ("sun", "rainbow")
+    return [(thing, str(rng.choice(list(COLOURS))) if thing in COLOURED else "")
+            for thing in (*standing, *standing, *light[: 1 + (of.time == "day")])]  # fmt: skip
+
+
+def kin(k: int) -> Scene:
+    """Number k of all scenes of all families, one family after another."""
+    return relatives(k // SIZE)[k % SIZE][0]
+
+
+def family(number: int, pictures: np.ndarray, places: np.ndarray, rng: np.random.Generator) -> Family:
+    """The family of a number, told of in one language.
+
+    Args:
+        pictures, places: of all of `kin`, as `scenes.render` and `scenes.things` have them.
+    """
     language, seed = str(rng.choice(LANGUAGES, p=(0.4, 0.2, 0.2, 0.2))), int(rng.integers(2**31))
-    texts, said = zip(*(told(one, language, np.random.default_rng(seed)) for one in kin), strict=True)
-    pictures, places = map(np.stack, zip(*map(render_and_things, kin), strict=True))
-    return Family(tuple(one.facts for one in kin), texts, said, pictures, places)
+    alike = relatives(number)
+    texts, said = zip(*(told(of, own, language, np.random.default_rng(seed)) for of, own in alike), strict=True)
+    theirs = slice(number * SIZE, (number + 1) * SIZE)
+    return Family(tuple(of.facts for of, _ in alike), texts, said, np.array(pictures[theirs]), np.array(places[theirs]))
 
 
-def told(of: Scene, language: str, rng: np.random.Generator) -> tuple[str, frozenset[str]]:
-    """A text that names a scene's thing with its colour, mostly what is around it, and the facts that it mentions."""
-    ((name, colour),) = of.objects
+def told(of: Scene, own: str, language: str, rng: np.random.Generator) -> tuple[str, frozenset[str]]:
+    """A text that names a scene's own fact, mostly what is around it too, and the facts that it mentions."""
     around = [of.ground, of.time] if of.ground else [f"{of.backdrop} background"]
-    facts = [f"{colour} {name}".strip(), *(fact for fact in around if rng.random() < 0.7)]
-    if of.weather not in ("clear", "clouds"):
+    facts = [own, *(fact for fact in around if rng.random() < 0.7 and fact != own)]
+    if of.ground and of.weather not in ("clear", "clouds"):
         facts.append(of.weather)
     joint = str(rng.choice(JOINTS[language]))
     return joint.join(phrase(facts[k], language, rng) for k in rng.permutation(len(facts))), frozenset(facts)

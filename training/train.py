@@ -25,6 +25,7 @@ from vqclip.files import atomic, sha256
 from .captions import caption
 from .data import rendered
 from .export import export_clip, export_vqgan, guide
+from .kin import FAMILIES, SIZE, kin
 from .scenes import scene, things
 from .train_clip import Captioned, JudgesTraining, Mosaic, repaint, show
 from .train_vqgan import Crops, PaintersTraining
@@ -118,9 +119,12 @@ def train_clip(recipe: DictConfig, pictures: np.ndarray, painting: PaintersTrain
         begin_with(judging, Path(c.begin))
     painted = partial(repainted, recipe, pictures, painting)
     walking = c.walkers.count, c.walkers.length, c.walkers.each
-    where = rendered(Path(recipe.folder), len(pictures), processes=recipe.processes, what=things)
-    fit(judging, lambda skip: Captioned(pictures, where, c.batch, recipe.seed, painted, c.painted_from, c.painted,
-                                        walking, c.walking_from, skip), recipe, "clip", c.steps)  # fmt: skip
+    paint = partial(rendered, Path(recipe.folder), processes=recipe.processes)
+    where = paint(len(pictures), what=things)
+    count = c.kin * len(FAMILIES) * SIZE
+    relatives = paint(count, of=kin), paint(count, of=kin, what=things)
+    fit(judging, lambda skip: Captioned(pictures, where, relatives, c.batch, recipe.seed, painted, c.painted_from,
+                                        c.painted, walking, c.walking_from, skip), recipe, "clip", c.steps)  # fmt: skip
     return judging
 
 

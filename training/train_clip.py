@@ -337,16 +337,18 @@ class Captioned(torch.utils.data.IterableDataset):
     Args:
         pictures: (N, H, W, 3) uint8, the scenes 0 to N.
         things: (N, H, W) bool, where their things are.
+        kin: the same of `kin.kin`, for whole rounds of FAMILIES.
         painted: gives what `repaint` made of some of them, and `odds`; asked once it is needed.
         painted_from: the step from which on a part of each batch is painted.
         walkers: how many there are, how many turns each walk has, how many have their turn at a step.
         walking_from: the step from which on they do.
     """
 
-    def __init__(self, pictures, things, batch: int, seed: int, painted: Callable[[], dict[str, np.ndarray]],
-                 painted_from: int, part: float, walkers: tuple[int, int, int], walking_from: int,
-                 skip: int = 0):  # fmt: skip
-        self.pictures, self.things, self.batch, self.seed, self.skip = pictures, things, batch, seed, skip
+    def __init__(self, pictures, things, kin: tuple[np.ndarray, np.ndarray], batch: int, seed: int,
+                 painted: Callable[[], dict[str, np.ndarray]], painted_from: int, part: float,
+                 walkers: tuple[int, int, int], walking_from: int, skip: int = 0):
+        self.pictures, self.things, self.kin = pictures, things, kin
+        self.batch, self.seed, self.skip = batch, seed, skip
         self.painted, self.painted_from, self.part = painted, painted_from, part
         self.walkers, self.walking_from = walkers, walking_from
         self.scenes = [scene(k) for k in range(len(pictures))]
@@ -363,7 +365,8 @@ class Captioned(torch.utils.data.IterableDataset):
             rng = np.random.default_rng((self.seed, step))
             turn = turns(step - self.walking_from, *self.walkers) if step >= self.walking_from else []
             walks = [self._walk(walker, walk) for walker, walk, _ in turn]
-            families = [family(kind, rng) for kind in FAMILIES]
+            rounds = rng.integers(len(self.kin[0]) // SIZE // len(FAMILIES), size=len(FAMILIES))
+            families = [family(int(k) * len(FAMILIES) + kind, *self.kin, rng) for kind, k in enumerate(rounds)]
             pairs = [(one, *rng.choice(SIZE, 2, replace=False)) for one in families] if walks else []
             seats = self.batch - LOOKS * len(walks) - len(pairs)
             count = max(0, seats - (self.batch - int(self.batch * self.part))) if asked else 0
