@@ -2,7 +2,7 @@
 
 Normalisation and activation come in pairs, of which a plain network keeps three pictures: what goes in, what lies
 between them and its sigmoid. Here a pair keeps what goes in and computes the rest again, which costs little beside the
-convolutions.
+convolutions. These keep nothing: what went in would tell how to change the weights, and they stay as they are.
 
 Where even that is too much, `decode` goes part by part, each of which keeps its input alone.
 
@@ -17,7 +17,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from taming.modules.diffusionmodules.model import ResnetBlock
+from taming.modules.diffusionmodules.model import ResnetBlock, Upsample
 from torch import Tensor, nn
 
 
@@ -43,6 +43,22 @@ class _NormSwish(torch.autograd.Function):
         return dx, None, None, None, None
 
 
+class _Convolve(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, conv):
+        ctx.conv, ctx.shape = conv, x.shape
+        return conv(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return torch.nn.grad.conv2d_input(ctx.shape, ctx.conv.weight, grad, ctx.conv.stride, ctx.conv.padding), None
+
+
+def convolve(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    """`conv(x)` of (B, C, H, W), of which nothing is kept for the way back; weights and bias get no gradient."""
+    return _Convolve.apply(x, conv)
+
+
 def _shape(x: Tensor) -> tuple[int, int, int]:
     return x.shape[0], x.shape[1], x.shape[2] * x.shape[3]
 
@@ -54,9 +70,15 @@ def norm_swish(x: Tensor, norm: nn.GroupNorm) -> Tensor:
 
 def resnet_block(block: ResnetBlock, x: Tensor) -> Tensor:
     """What taming's `ResnetBlock` computes in a decoder, where there is no time step and no dropout."""
-    h = block.conv1(norm_swish(x, block.norm1))
-    h = block.conv2(norm_swish(h, block.norm2))
-    return h + (x if block.in_channels == block.out_channels else block.nin_shortcut(x))
+    h = convolve(norm_swish(x, block.norm1), block.conv1)
+    h = convolve(norm_swish(h, block.norm2), block.conv2)
+    return h + (x if block.in_channels == block.out_channels else convolve(x, block.nin_shortcut))
+
+
+def upsample(level: Upsample, x: Tensor) -> Tensor:
+    """What taming's `Upsample` computes: (B, C, H, W) -> (B, C, 2H, 2W)."""
+    x = F.interpolate(x, scale_factor=2.0, mode="nearest")
+    return convolve(x, level.conv) if level.with_conv else x
 
 
 def parts(decoder: nn.Module) -> Iterator[Callable[[Tensor], Tensor]]:
@@ -71,8 +93,8 @@ def parts(decoder: nn.Module) -> Iterator[Callable[[Tensor], Tensor]]:
             if len(level.attn):
                 yield level.attn[number]
         if hasattr(level, "upsample"):
-            yield level.upsample
-    yield lambda h: decoder.conv_out(norm_swish(h, decoder.norm_out))
+            yield partial(upsample, level.upsample)
+    yield lambda h: convolve(norm_swish(h, decoder.norm_out), decoder.conv_out)
 
 
 def decode(decoder: nn.Module, z: Tensor, through: Callable[..., Tensor] | None = None) -> Tensor:
