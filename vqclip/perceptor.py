@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import checkpoints
-from .attention import Attention
 from .ops import with_large_grad
+from .tower import Attention, QuickGELU
 
 MEAN = 0.48145466, 0.4578275, 0.40821073  # of the pictures OpenAI trained on, red green blue
 STD = 0.26862954, 0.26130258, 0.27577711
@@ -238,7 +238,7 @@ def _blank(weights: dict[str, Tensor], path: Path) -> nn.Module:
         with torch.device("meta"):
             network = openai_clip("model").build_model(shapes).float()  # strict in names and shapes
             for block in getattr(getattr(network.visual, "transformer", None), "resblocks", ()):  # a ResNet has none
-                block.attn = Attention(block.attn.embed_dim, block.attn.num_heads)
+                block.attn, block.mlp.gelu = Attention(block.attn.embed_dim, block.attn.num_heads), QuickGELU()
             return network
     except (LookupError, RuntimeError, ValueError, ArithmeticError, AssertionError) as error:
         raise checkpoints.CheckpointError(

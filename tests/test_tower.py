@@ -1,4 +1,4 @@
-"""Attention spelled out is torch's own: in value, in gradient, in what it keeps."""
+"""The parts of an image tower are torch's and OpenAI's own: in value, in gradient, in what they keep."""
 
 import copy
 
@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vqclip.attention import AT_ONCE, Attention, attend
 from vqclip.memory import kept
+from vqclip.perceptor import openai_clip
+from vqclip.tower import AT_ONCE, Attention, QuickGELU, attend
 
 
 def drawn(*shape, seed=0, dtype=torch.bfloat16):
@@ -51,3 +52,17 @@ def test_the_layer_has_the_weights_and_the_answer_of_torchs(dtype):
 def test_it_keeps_queries_keys_and_values_only():
     q, k, v = (each.detach().clone().requires_grad_() for each in drawn(4, 12, 197, 64))
     assert kept(lambda: attend(q, k, v)) == q.nbytes + k.nbytes + v.nbytes
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_activation_is_openais_and_keeps_what_goes_in(dtype):
+    x = (4 * drawn(5, 7, dtype=torch.float32).detach()).to(dtype).requires_grad_()
+    exact = x.detach().double().requires_grad_()
+    theirs, ours = openai_clip("model").QuickGELU()(exact), QuickGELU()(x)
+    weight = torch.randn(theirs.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    (theirs * weight).sum().backward()
+    ours.backward(weight.to(dtype))
+    size = 8 * torch.finfo(dtype).eps
+    torch.testing.assert_close(ours.double(), theirs, atol=size, rtol=size)
+    torch.testing.assert_close(x.grad.double(), exact.grad, atol=size * 3, rtol=size)
+    assert kept(lambda: QuickGELU()(x)) == x.nbytes
