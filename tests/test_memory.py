@@ -132,6 +132,30 @@ def test_where_memory_is_short_the_painter_keeps_little_from_the_start(monkeypat
     assert not painter.sparing
 
 
+def test_what_costs_least_comes_first_and_the_run_says_what_it_does(monkeypatch):
+    """Fewer glimpses at once, as long as there are many; then the painter; then fewer and fewer."""
+    run = quick.run(**RUN | {"cutouts": 20})
+    whole = look(run, free=10**9)
+    told = [run.economise() for _ in range(6)]
+    assert told == ["10 cutouts are judged at once instead of 20", "8 cutouts are judged at once instead of 10",
+                    "the painter keeps little and takes longer", "4 cutouts are judged at once instead of 8",
+                    "2 cutouts are judged at once instead of 4", "1 cutout is judged at once instead of 2"]  # fmt: skip
+    assert run.economise() == ""
+    monkeypatch.setattr("vqclip.memory.free", lambda device: whole.need.step - 1)
+    tight = quick.run(vqgan=quick.painter(), **RUN | {"cutouts": 20})
+    assert [judge.at_once for _, judge in tight.judges()] == [10] and not tight.latent.vqgan.sparing
+    said, before = ("\n".join(report.lines()) for report in (look(tight), whole))
+    assert "10 cutouts judged at a time" in said and "at a time" not in before
+
+
+def test_a_run_that_goes_on_where_memory_is_short_keeps_to_its_smaller_chunk():
+    roomy, tight = quick.run(**RUN), quick.run(chunk=2, **RUN)
+    tight.restore(roomy.state())
+    assert [judge.at_once for _, judge in tight.judges()] == [2]
+    roomy.restore(tight.state())
+    assert [judge.at_once for _, judge in roomy.judges()] == [2]
+
+
 def test_when_one_at_a_time_is_too_much_the_run_stops_at_rest():
     run = quick.run(clip=Hungry(0), **RUN)
     before = run.state()

@@ -105,7 +105,8 @@ class PromptLoss:
         """Go back to where `state` was taken."""
         self.weights.copy_(state["weights"])
         self.stops.copy_(state["stops"])
-        self.chunk = state.get("chunk", self.chunk)  # earlier sessions did not note it
+        # The fewer: what did not fit then would not now, and what does not now would have then. Early sessions lack it.
+        self.chunk = min((chunk for chunk in (self.chunk, state.get("chunk", 0)) if chunk), default=0)
 
     def __call__(self, image: Tensor, draw: Draw | None = None) -> Tensor:
         """Image (1, 3, H, W) in [0, 1] -> scalar. The cutouts may be given as a `Draw` instead of being drawn."""

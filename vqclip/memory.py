@@ -50,12 +50,14 @@ class Need:
         painter: what the painter keeps for its way back, or has at a time where it keeps nothing.
         judges: what the judges keep at one time, with their cutouts.
         sparing: whether the painter keeps little and computes the rest again.
+        at_once: cutouts judged at a time, where that is not all of them.
     """
 
     weights: int
     painter: int
     judges: int
     sparing: bool = False
+    at_once: int = 0
 
     @property
     def step(self) -> int:
@@ -111,17 +113,18 @@ def needed(run: Run, size: tuple[int, int] | None = None, chunk: int = 0) -> Nee
     w, h = painter.grid(*(size or run.settings.size))
     z = torch.empty(1, painter.codebook.shape[1], h, w, device="meta", requires_grad=True)
     image = torch.empty(1, 3, h * painter.f, w * painter.f, device="meta", requires_grad=True)
-    whole, pieces = 0, [0]
+    whole, pieces, at_once = 0, [0], 0
     for judge in theirs:
         n = min(chunk or judge.at_once, judge.cutouts.n)
         takes = _judged(judge, image, n)
         if n < judge.cutouts.n:
             pieces.append(takes)  # of which each is let go before the next
+            at_once = max(at_once, n)
         else:
             whole += takes  # kept until the painter's turn
     models = (painter, *(judge.perceptor for judge in theirs))
     weights = sum(size_of(model) for model in models if isinstance(model, nn.Module))
-    return Need(weights, _painted(hollow, z), whole + max(pieces), painter.sparing)
+    return Need(weights, _painted(hollow, z), whole + max(pieces), painter.sparing, at_once)
 
 
 def _painted(hollow: VQGAN, z: Tensor) -> int:

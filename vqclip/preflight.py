@@ -83,6 +83,8 @@ class Preflight:
         line = f"memory: about {in_words(self.need.step)} a step, besides {in_words(self.need.weights)} of models"
         if self.need.sparing:
             line += ", with a painter that keeps little and takes longer"
+        if self.need.at_once:
+            line += f", {self.need.at_once} cutout{'s' * (self.need.at_once > 1)} judged at a time"
         if self.free is None:
             return line
         line += f"; {in_words(self.free)} are free"
@@ -121,7 +123,8 @@ def fitting(run: Run, free: int) -> Fit | None:
     """
     w, h = run.latent.vqgan.grid(*run.settings.size)
     f, long = run.latent.vqgan.f, max(w, h)
-    most = max((judge.at_once for _, judge in run.judges()), default=1)
+    counts = [judge.cutouts.n for _, judge in run.judges()]
+    most = max((min(run.settings.chunk or n, n) for n in counts), default=1)
 
     def size(codes: int) -> tuple[int, int]:  # of so many codes along the longer side
         if codes == long:

@@ -37,6 +37,8 @@ from .prompts import Prompt
 from .settings import Settings, SettingsError
 from .vqgan import VQGAN, load_vqgan
 
+FEW = 8  # cutouts judged at once: with fewer a device has little to do, so before that the painter keeps less
+
 
 class OutOfMemory(ValueError):
     """A step does not fit into memory, however few cutouts are judged at once: the run stops before it is taken."""
@@ -134,29 +136,37 @@ class Run:
                     raise
                 self._spare(error)  # and again from the same state: the same step with the same draws
 
-    def _spare(self, error: BaseException) -> None:
-        """Have the painter keep less from here on, or then half as many cutouts judged at once, and say so.
+    def economise(self) -> str:
+        """Need less memory from the next step on, by what costs least; pictures stay what they are, but for rounding.
 
-        Raises:
-            OutOfMemory: it is one at a time already.
+        Returns:
+            how, in words; "" where nothing is left to do.
         """
-        if self.latent.spare():
-            warnings.warn(f"out of memory at step {self.step}, which is done again: from here the painter keeps little "
-                          "and takes longer", stacklevel=3)  # fmt: skip
-            return
         judges = [judge for _, judge in self.judges()]
         at_once = max((judge.at_once for judge in judges), default=1)
+        if at_once <= FEW and self.latent.spare():
+            return "the painter keeps little and takes longer"
         if at_once == 1:
+            return ""
+        fewer = max(-(-at_once // 2), FEW if at_once > FEW else 1)
+        for judge in judges:
+            judge.chunk = min(judge.at_once, fewer)
+        return f"{fewer} cutout{'s are' if fewer > 1 else ' is'} judged at once instead of {at_once}"
+
+    def _spare(self, error: BaseException) -> None:
+        """Economise after an error, and say so.
+
+        Raises:
+            OutOfMemory: there is nothing left to save.
+        """
+        how = self.economise()
+        if not how:
             width, height = self.settings.size
             raise OutOfMemory(
                 f"at step {self.step} there was not enough memory for size={width}x{height} even with one cutout at a "
                 "time; what was made until here is kept. Choose a smaller size: `vqclip preflight` says what fits"
             ) from error
-        fewer = -(-at_once // 2)
-        for judge in judges:
-            judge.chunk = min(judge.at_once, fewer)
-        warnings.warn(f"out of memory at step {self.step}, which is done again: from here {fewer} cutouts are judged "
-                      f"at once instead of {at_once}", stacklevel=3)  # fmt: skip
+        warnings.warn(f"out of memory at step {self.step}, which is done again: from here {how}", stacklevel=3)
 
     def change(self, **changes: Any) -> None:
         """Change the settings of `STEERABLE` from the next step on, and note it in `steering`.
@@ -350,8 +360,8 @@ def generate(prompts: str | Sequence | None = None, vqgan: VQGAN | str | Path | 
     optimizer = OPTIMIZERS[settings.optimizer](latent.parameters(), lr=settings.lr)
     run = Run(latent, losses, optimizer, settings.steps, settings, steering)
     painter.sparing = False  # a run before may have been larger
-    if painter.patches is None and not fits(run):  # one with patches keeps nothing that could be spared
-        latent.spare()
+    while not fits(run) and run.economise():
+        pass
     return run
 
 
