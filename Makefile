@@ -2,9 +2,11 @@
 # make test    installs what it needs, checks style, runs the tests
 # make test-all   also the slow ones
 # make quality  paints what prompts.yaml asks for and prints what a judge reads; make judge trains that one first
+# make curves   draws what was logged while the embedded pair was trained
 # make test-browser   the studio in JupyterLab and Voila, in chromium (apt-get install chromium)
 # make test-colab     the studio's messages on the kernel that Colab has; PYTHON=python3.13 as there
 # make bench    measures how fast it is beside a plain loop; ROWS="step-256 video" only these, QUICK=1 tries it out
+# make scaling  draws how time and memory grow with size and cutouts into media/; QUICK=1 tries it out
 # make bench-studio   measures how quickly the studio answers, in chromium
 # make profile  says where a step's time goes
 # PYTHON=python3.12 make ...   takes another Python (3.10 to 3.13)
@@ -17,7 +19,7 @@ PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --use-pep
 # torchvision comes along unused with every install; a build for another torch (a CPU torch's) breaks whoever imports it
 FITTING = $(BIN)/python -c "import torchvision" 2> /dev/null || $(BIN)/python -m pip uninstall --quiet --yes torchvision
 
-.PHONY: demo test test-all test-browser test-colab train judge quality bench bench-studio profile lint clean
+.PHONY: demo test test-all test-browser test-colab train judge quality curves bench scaling bench-studio profile lint clean
 
 demo: $(VENV)/installed
 	$(BIN)/vqclip generate "desert:50 | snow:25" --workspace workspace
@@ -47,8 +49,14 @@ judge: $(VENV)/installed
 quality: $(VENV)/installed
 	$(BIN)/python -m training.quality
 
+curves: $(VENV)/installed-plots
+	$(BIN)/python -m training.show
+
 bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks.bench $(ROWS) $(if $(QUICK),--quick)
+
+scaling: $(VENV)/installed-plots
+	$(BIN)/python -m benchmarks.scaling $(if $(QUICK),--quick --results workspace --out workspace/scaling.png)
 
 bench-studio: $(VENV)/installed-browser
 	$(BIN)/python -m benchmarks.studio $(if $(QUICK),--quick)
@@ -66,6 +74,11 @@ $(VENV)/installed: requirements.txt constraints.txt setup.py
 
 $(VENV)/installed-test: $(VENV)/installed
 	$(PIP) --editable ".[test]"
+	$(FITTING)
+	touch $@
+
+$(VENV)/installed-plots: $(VENV)/installed
+	$(PIP) --editable ".[plots]"
 	$(FITTING)
 	touch $@
 

@@ -30,6 +30,7 @@ setup(
         "notebook": ["jupyterlab>=4", "ipykernel!=7.0.*,!=7.1.*,!=7.2.*,!=7.3.*"],  # those starve widget messages
         "studio": ["voila>=0.5", "ipykernel!=7.0.*,!=7.1.*,!=7.2.*,!=7.3.*"],
         "browser": ["playwright>=1.40", "jupyterlab>=4", "voila>=0.5"],  # and a chromium
+        "plots": ["matplotlib>=3.8"],  # what training and benchmarks draw
         "test": ["pytest>=8", "hypothesis>=6.100", "nbclient>=0.10", "nbformat>=5.9", "ruff>=0.9",
                  "ipykernel!=7.0.*,!=7.1.*,!=7.2.*,!=7.3.*"],
     },

@@ -28,7 +28,7 @@ from .profile import profile
 from .rows import ROWS, Bench, Figure, Row
 
 RESULTS = Path(__file__).parent / "results"
-HEAD = ("row", "work", "against", "value", "spread", "goal", "met", "processor time", "before")
+HEAD = ("row", "work", "against", "value", "spread", "goal", "met", "of its floor", "processor time", "before")
 
 
 def entry(figure: Figure, device: torch.device, quick: bool) -> dict[str, Any]:
@@ -41,13 +41,15 @@ def entry(figure: Figure, device: torch.device, quick: bool) -> dict[str, Any]:
 def line(name: str, row: Row, now: dict[str, Any], before: dict[str, Any] | None = None) -> tuple[str, ...]:
     """A line of the table; `before` counts only if it comes from the same kind of machine.
 
-    Beside a ratio by the clock stands that of processor time, which others on the machine disturb less.
+    Beside a ratio by the clock stands how many times its floor ours took (see `floor`), and the ratio of processor
+    time, which others on the machine disturb less.
     """
-    met = {None: "", True: "yes", False: "no"}[row.met(now["value"])]
-    work = now["raw"].get("ratio_of_work")
+    kind = now["machine"]["kind"]
+    met = {None: "", True: "yes", False: "no"}[row.met(now["value"], kind)]
+    work, above = (now["raw"].get(name) for name in ("ratio_of_work", "above_floor"))
     same = before is not None and before["machine"]["device"] == now["machine"]["device"]
     return (name, row.work, row.against, f"{now['value']:.3g}{row.unit}", f"{now['low']:.3g} to {now['high']:.3g}",
-            row.wanted(), met, f"{work:.3g}x" if work else "",
+            row.wanted(kind), met, f"{above:.3g}x" if above else "", f"{work:.3g}x" if work else "",
             f"{before['value']:.3g}{row.unit}" if same else "")  # fmt: skip
 
 
@@ -107,7 +109,7 @@ def main() -> None:
     folder = asked.results or (None if asked.quick else RESULTS)
     kept = read(folder / f"{device.type}.json") if folder else {}
     before, made = dict(kept), {}
-    for name in asked.rows or ROWS:
+    for name in asked.rows or [name for name, row in ROWS.items() if row.only in ("", device.type)]:
         print(f"{name} ...", flush=True)
         made[name] = entry(ROWS[name].measure(bench), device, asked.quick)
         if folder:  # at once: the next row may take long, or all memory

@@ -6,7 +6,7 @@ card CLIP in float16, as `clip.load` has it), which the reference loop drives; a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -67,18 +67,20 @@ class Models:
             torch.manual_seed(0)
             return openai_clip("model").CLIP(**(FULL if self.kind == "full" else SMALL), **TEXT)
 
-    def run(self, size: int, cutouts: int, precision: str = "float32", **changes) -> vqclip.Run:
+    def run(self, size: int, cutouts: int, precision: str = "float32", prompts: Mapping[str, float] = PROMPTS,
+            **changes) -> vqclip.Run:  # fmt: skip
         """Our loop on this pair, without augmentation, as the reference has it."""
         settings = dict(size=(size, size), cutouts=cutouts, augment="none", optimizer="adam", lr=0.1, churn=0,
                         steps=10**6, device=str(self.device))  # fmt: skip
-        prompts = " | ".join(f"{text}:{weight}" for text, weight in PROMPTS.items())
-        return vqclip.generate(prompts, self.painter(precision), self.judge(precision), **{**settings, **changes})
+        words = " | ".join(f"{text}:{weight}" for text, weight in prompts.items())
+        return vqclip.generate(words, self.painter(precision), self.judge(precision), **{**settings, **changes})
 
-    def reference(self, size: int, cutouts: int) -> Callable[[], reference.Iteration]:
+    def reference(self, size: int, cutouts: int, prompts: Mapping[str, float] = PROMPTS,
+                  seed: int = 0) -> Callable[[], reference.Iteration]:  # fmt: skip
         """The plain loop on this pair: each call makes one iteration."""
         painter, judge = self.painter(), self.judge()
-        targets = [reference.Target(judge.encode_text([text]), weight) for text, weight in PROMPTS.items()]
-        network, generator = judge.network, torch.Generator().manual_seed(0)
+        targets = [reference.Target(judge.encode_text([text]), weight) for text, weight in prompts.items()]
+        network, generator = judge.network, torch.Generator().manual_seed(seed)
         if self.device.type == "cuda":
             openai_clip("model").convert_weights(network)  # float16, in place
         (w, h), side = painter.grid(size, size), judge.size

@@ -6,8 +6,10 @@ import sys
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import bench, measure
+from benchmarks.floor import operations
 from benchmarks.models import Models
 from benchmarks.profile import stages
 from benchmarks.reference import draw_crops
@@ -15,7 +17,7 @@ from benchmarks.rows import ROWS, Bench, Row
 from vqclip.cutouts import Draw
 
 CPU = torch.device("cpu")
-APART = ("memory-512", "memory-1024", "demo", "preview")  # in processes of their own, which take their time to import
+APART = ("memory-512", "memory-1024", "memory-2048", "demo", "preview")  # in processes of their own
 
 
 @pytest.mark.parametrize("name", [name for name in ROWS if name not in APART])
@@ -67,6 +69,18 @@ def test_goals_bound_from_above_or_from_below():
     below, above = (Row("", "", "x", 6, at_most, None) for at_most in (False, True))
     assert [row.met(value) for row in (below, above) for value in (5.9, 6.1)] == [False, True, True, False]
     assert below.wanted() == ">= 6x" and above.wanted() == "<= 6x"
+    card = Row("", "", "x", 6, False, None, on_card=5)
+    assert (card.wanted(), card.wanted("cuda")) == (">= 6x", ">= 5x") and card.met(5.5, "cuda") and not card.met(5.5)
+
+
+def test_a_floor_counts_the_products_there_and_back():
+    models = Models("small", CPU)
+    few, many = (operations(models.run(32, cutouts)) for cutouts in (2, 6))
+    assert many["painter"] == few["painter"] > 0 and many["judges"] == 3 * few["judges"] > 0
+    vqgan = models.painter()  # frozen, so that the way back is as long as the way there, not twice
+    with FlopCounterMode(display=False) as forward, torch.no_grad():
+        vqgan.decode(torch.zeros(1, 16, 8, 8))
+    assert few["painter"] == pytest.approx(2 * forward.get_total_flops(), rel=0.1)
 
 
 def test_what_was_kept_is_replaced_row_by_row_and_shown_beside_what_is_new(tmp_path, monkeypatch, capsys):
@@ -76,15 +90,15 @@ def test_what_was_kept_is_replaced_row_by_row_and_shown_beside_what_is_new(tmp_p
         bench.main()
         return capsys.readouterr().out
 
-    run("embedded", "decoding")
+    run("embedded", "decoding-256")
     kept = json.loads((tmp_path / "cpu.json").read_text())
-    assert set(kept) == {"embedded", "decoding"} and kept["embedded"]["machine"]["torch"] == torch.__version__
+    assert set(kept) == {"embedded", "decoding-256"} and kept["embedded"]["machine"]["torch"] == torch.__version__
     kept["embedded"]["value"] = 123.0
     (tmp_path / "cpu.json").write_text(json.dumps(kept))
     assert "123x" in run("embedded")
     again = json.loads((tmp_path / "cpu.json").read_text())
-    assert again["embedded"]["value"] != 123 and again["decoding"] == kept["decoding"]
-    assert "| decoding" in (tmp_path / "cpu.md").read_text()
+    assert again["embedded"]["value"] != 123 and again["decoding-256"] == kept["decoding-256"]
+    assert "| decoding-256" in (tmp_path / "cpu.md").read_text()
 
 
 def test_a_strange_row_is_refused(monkeypatch, capsys):
