@@ -20,10 +20,10 @@ from vqclip import drawings, hearing, strings
 from vqclip.form import Form, uploaded
 from vqclip.player import Meter, Player
 from vqclip.pump import Pump
-from vqclip.rows import PromptRows
+from vqclip.rows import TIP, PromptRows
 from vqclip.run import NotFinite
 from vqclip.session import Session
-from vqclip.settings import Settings, SettingsError
+from vqclip.settings import NAMES, Settings, SettingsError
 from vqclip.studio import Studio
 
 TINY = Settings(vqgan="vqgan", clip="vit", size=(16, 16), steps=6, cutouts=2, device="cpu")
@@ -336,7 +336,7 @@ def test_the_texts_are_plain_yaml_for_every_reader():
 def test_every_text_is_used_and_every_used_one_is_there():
     source = "".join(path.read_text("utf-8") for path in Path(vqclip.__file__).parent.glob("*.py"))
     spoken = set(re.findall(r"""words\("(\w+)\"""", source)) | set(re.findall(r'"(\w+)"', source))
-    assert not {key for key in strings.table() if key not in spoken and not key.endswith("_tip")}
+    assert not {key for key in strings.table() if key not in spoken | NAMES.keys() and not key.endswith("_tip")}
     assert set(re.findall(r"""words\("(\w+)\"""", source)) <= strings.table().keys()
     with pytest.raises(SettingsError, match="language='xx' .* choose en, ru, de, es"):
         strings.Words("xx")
@@ -360,10 +360,33 @@ def test_a_form_has_all_settings_and_keeps_what_is_chosen(tmp_path):
 
 def test_a_form_says_beside_each_field_what_it_is(tmp_path):
     form = Form(tmp_path / "settings.yaml")
-    lines = {line.children[0].description: line.children[1].value for line in form.widget.children[1:-1]}
-    assert lines.keys() == form.fields.keys()
-    assert "how many steps to take" in lines["steps"]
-    assert "<code>embedded</code>" in lines["vqgan"]
+    lines = {line.children[0].description: line.children[1].value for line in form.widget.children[2:-1]}
+    assert list(lines) == [form.words(name) for name in form.fields]
+    assert "<code><b>steps</b></code> how many steps to take" in lines["Steps"]
+    assert "<code>embedded</code>" in lines["Painter"]
+    assert getattr(form.fields["vqgan"], TIP) == "vqgan: who paints: embedded, or a checkpoint's name or path"
+
+
+@pytest.mark.parametrize("language", strings.languages())
+def test_a_form_speaks_the_panels_languages(tmp_path, language):
+    form, words = Form(tmp_path / "settings.yaml", language), strings.Words(language)
+    for name, field in form.fields.items():
+        assert field.description == words(name) != name and len(field.description) <= 21, name
+    said = "".join(line.children[1].value for line in form.widget.children[1:-1])
+    assert all(f"<b>{name}</b>" in said for name in form.fields)
+    form.fields["steps"].value = 9
+    assert str(tmp_path) in form.said.value and words("kept", path="").strip() in form.said.value
+
+
+def test_panel_and_form_have_one_style_sheet_and_no_other_looks(tmp_path, studio):
+    form = Form(tmp_path / "settings.yaml")
+    sheets = [one.value for one in (form.widget.children[0], studio.panel.widget.children[0].children[0])]
+    assert sheets[0] == sheets[1] and sheets[0].startswith("<style>")
+    form.fields["size"].value = "wide"
+    shown = [form.said, *(widget for line in form.widget.children[1:-1] for widget in (line, *line.children))]
+    assert not [one for one in shown if "style=" in str(getattr(one, "value", "")) or one.layout.flex]
+    used = {name for one in (form.widget, *shown) for name in one._dom_classes}
+    assert used and all(f".{name}" in sheets[0] for name in used)
 
 
 def test_a_picture_dropped_on_it_fills_the_form(studio, tmp_path):

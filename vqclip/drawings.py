@@ -5,8 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from html import escape
+from pathlib import Path
+
+import ipywidgets
 
 POINTS = 240  # of a curve: more than a screen shows does not help
+
+
+def style_sheet() -> ipywidgets.HTML:
+    """The one style sheet of panel and form, as a widget that shows nothing; both bring it, as each may be alone."""
+    rules = Path(__file__).with_name("panel.css").read_text("utf-8")
+    return ipywidgets.HTML(f"<style>{rules}</style>", layout={"display": "none"})
 
 
 def meter(now: float, best: float, trend: float, scale: float, tip: str, away: bool = False) -> str:

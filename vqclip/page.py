@@ -28,7 +28,7 @@ class Page:
 
     def __init__(self, home: str | Path | None = None, language: str = "en"):
         self.home, self.language, self.words = workspace(home), language, Words(language)
-        self.form = Form(self.home / "settings.yaml")
+        self.form = Form(self.home / "settings.yaml", language)
         self.place = ipywidgets.VBox()
         self.film = ipywidgets.VBox()
         self.make = ipywidgets.Button(description=self.words("video"), icon="film", tooltip=self.words("video_tip"))

@@ -10,13 +10,12 @@ import io
 import math
 import time
 from html import escape
-from pathlib import Path
 from typing import Any
 
 import ipywidgets
 from PIL import Image
 
-from .drawings import bar, curve
+from .drawings import bar, curve, style_sheet
 from .hearing import Ear
 from .player import Player
 from .preflight import duration
@@ -175,8 +174,9 @@ class Panel:
         return button
 
     def _control(self, name: str, kind: type, value: float, **traits: Any) -> Any:
+        tip = {TIP: f"{name}: {self.words(f'{name}_tip')}"}
         return kind(value=value, description=self.words(name), continuous_update=False,
-                    style={"description_width": "8.5em"}, **{TIP: self.words(f"{name}_tip")}, **traits)  # fmt: skip
+                    style={"description_width": "8.5em"}, **tip, **traits)  # fmt: skip
 
     def _slider(self, name: str, kind: type, value: float, **traits: Any) -> Any:
         slider = self._control(name, kind, value, **traits)
@@ -184,13 +184,12 @@ class Panel:
         return slider
 
     def _layout(self) -> ipywidgets.Box:
-        style = ipywidgets.HTML(f"<style>{Path(__file__).with_name('panel.css').read_text('utf-8')}</style>",
-                                layout={"display": "none"})  # fmt: skip
         buttons = ipywidgets.HBox(list(self.buttons.values()))
         buttons.add_class("vqclip-buttons")
         controls = ipywidgets.VBox([*self.controls.values(), self.steps])
         controls.add_class("vqclip-controls")
-        left = ipywidgets.VBox([style, self.ear.widget, self.picture, buttons, self.progress, self.status, self.note])
+        left = ipywidgets.VBox([style_sheet(), self.ear.widget, self.picture, buttons, self.progress, self.status,
+                                self.note])  # fmt: skip
         left.add_class("vqclip-left")
         right = ipywidgets.VBox([_heading(self.words("prompts")), self.rows.box, self.rows.add, self.rows.shares,
                                  self.tokens, _heading(self.words("controls")), controls, self.losses])  # fmt: skip
