@@ -133,6 +133,67 @@ def test_a_trend_needs_some_steps_and_has_a_sign():
     assert meter.trend == pytest.approx(0.1) and meter.best == 0.3
 
 
+# Stopped while it loads
+
+
+@pytest.fixture
+def loading(monkeypatch):
+    """Loading takes until `.until()` is true; `.times` says how often something was loaded."""
+    loads = SimpleNamespace(times=0, until=lambda: False)
+
+    def generate(*args, **kwargs):
+        loads.times += 1
+        until(lambda: loads.until())
+        return vqclip.generate(*args, **kwargs)
+
+    monkeypatch.setattr("vqclip.player.generate", generate)
+    return loads
+
+
+def test_stop_while_it_loads_is_said_at_once_and_honoured(studio, loading, home):
+    panel, player = studio.panel, studio.player
+    player.play()
+    until(lambda: loading.times == 1)
+    panel.paint()
+    assert ">Loading the painter and the judge<" in said(studio) and panel.buttons["play"].disabled
+    panel.buttons["stop"].click()  # returns while it still loads
+    assert ">Stopping as soon as painter and judge are loaded<" in said(studio)
+    assert panel.buttons["stop"].disabled and not panel.buttons["play"].disabled and player.state == "stopping"
+    loading.until = lambda: True
+    until(lambda: not player.alive)
+    panel.paint()
+    assert ">Stopped. All is kept; run the cell again to go on<" in said(studio)
+    assert player.session is None and not list((home / "sessions").iterdir())  # nothing was painted: nothing is left
+    asyncio.run(studio.run())
+    assert loading.times == 1 and len(studio.session.codes) == 7  # what was loaded is still there
+
+
+def test_a_stop_while_it_loads_can_be_taken_back(studio, loading):
+    player = studio.player
+    player.play()
+    until(lambda: loading.times == 1)
+    studio.panel.buttons["stop"].click()
+    studio.panel.buttons["play"].click()  # does not wait either
+    assert player.state == "loading" and ">Loading" in said(studio)
+    loading.until = lambda: True
+    until(lambda: not player.alive)
+    assert player.state == "done" and len(player.session.codes) == 7
+
+
+def test_the_cells_stop_button_while_it_loads_is_said_before_it_waits(studio, loading):
+    loading.until = lambda: ">Stopping as soon as painter and judge are loaded<" in said(studio)
+
+    async def interrupted():
+        cell = asyncio.get_running_loop().create_task(studio.run())
+        while loading.times == 0:
+            await asyncio.sleep(0)
+        cell.cancel()
+        await cell
+
+    asyncio.run(interrupted())
+    assert studio.player.state == "stopped" and studio.session is None
+
+
 # The studio
 
 

@@ -44,7 +44,7 @@ class Page:
     def begin(self) -> None:
         """A new picture, as the settings are now; the one before is stopped and kept."""
         if self.studio:
-            self.studio.player.stop()
+            self.studio.player.halt()  # without waiting: it may be loading
         self.studio = Studio(self.home, self.form.settings, language=self.language, background=True)
         self.place.children = [self.studio.panel.widget]
         self.film.children = []

@@ -75,9 +75,10 @@ class Panel:
         self.status.value = self._status()
         if player.run is not None:
             self.tokens.value = self._tokens()
-        self.buttons["play"].disabled = player.state == "painting"
-        self.buttons["pause"].disabled = player.state != "painting"
-        self.buttons["stop"].disabled = not player.alive
+        state = player.state
+        self.buttons["play"].disabled = state in ("loading", "painting")
+        self.buttons["pause"].disabled = state != "painting"
+        self.buttons["stop"].disabled = not player.alive or state == "stopping"
 
     def refresh(self) -> None:
         """Paint if the last time is `INTERVAL` ago."""
@@ -108,6 +109,7 @@ class Panel:
     def _pressed(self, name: str) -> None:
         self.say()
         {"play": self._play, "pause": self.player.pause, "stop": self.player.halt}[name]()
+        self.paint()  # at once: what was asked for may take its time
 
     def _change(self, **changes: Any) -> None:
         self.player.change(**changes)
@@ -133,7 +135,8 @@ class Panel:
         error = player.error
         reason = f"{error}" if isinstance(error, (ValueError, ArithmeticError)) else f"{type(error).__name__}: {error}"
         again = self.words("again_page" if self.on_play else "again_cell")
-        text = self.words(player.state, reason=reason.rstrip("."), again=again)
+        state = "stopping_load" if player.state == "stopping" and player.run is None else player.state
+        text = self.words(state, reason=reason.rstrip("."), again=again)
         where = self.words("kept", path=player.session.path) if player.session else ""
         return (f'<div class="vqclip-status{" vqclip-failed" * bool(error)}" role="status">{escape(text)}</div>'
                 f'<div class="vqclip-fine">{escape(where)}</div>')  # fmt: skip
