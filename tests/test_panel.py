@@ -361,6 +361,66 @@ def test_what_is_wrong_is_handed_over(rows):
     assert rows.sent == ["desert:0 | snow:25"] and "All weights are 0" in str(rows.errors[0])
 
 
+def test_a_meter_belongs_to_its_words_not_to_its_place(rows):
+    def meters():
+        return [re.findall(r'valuenow="([\d.]+)"', row.meter.value) for row in rows.rows]
+
+    measured = {}
+    for label, cosine in (("desert", 0.1), ("snow", 0.2), ("desert #2", 0.1)):
+        measured[label] = Meter()
+        measured[label].add(cosine)
+    rows.rows[1].text.value = "snow:25 | desert:5"
+    rows.paint(measured, measured)
+    assert meters() == [["0.1000"], ["0.2000"], ["0.1000"]]
+    rows.rows[0].remove.click()
+    rows.paint(measured, measured)  # of the picture before
+    assert meters() == [["0.2000"], ["0.1000"]]
+    rows.rows[1].text.value = "fog"
+    assert meters() == [["0.2000"], []]  # also where nothing is painted, as in a pause
+    rows.add.click()
+    rows.paint(measured, measured)
+    assert meters() == [["0.2000"], [], []]
+
+
+def test_image_prompts_share_in_one_whole():
+    sent = []
+    rows = PromptRows("desert:50 | snow:25", strings.Words(), sent.append, None, pictures="<dune>.png:-25")
+    assert rows.shares.value == "desert 50 % · snow 25 % · − &lt;dune&gt;.png 25 %"
+    rows.rows[1].weight.value = 100
+    assert rows.shares.value == "desert 29 % · snow 57 % · − &lt;dune&gt;.png 14 %"
+    rows.rows[0].text.value = rows.rows[1].text.value = ""
+    assert sent[-1] == "" and rows.shares.value == "− &lt;dune&gt;.png 100 %"
+
+
+def test_a_run_of_image_prompts_has_the_shares_that_the_panel_says(home):
+    Image.new("RGB", (16, 16), (200, 90, 0)).save(home / "dune.png")
+    studio = Studio(home, TINY.replace(image_prompts=f"{home / 'dune.png'}:25", steps=2))
+    asyncio.run(studio.run())
+    weights = [prompt.weight for prompt in studio.player.run.judges()[0][1].prompts]
+    assert weights == [0.5, 0.25, 0.25]
+    assert re.findall(r"(\d+) %", studio.panel.rows.shares.value) == [f"{100 * weight:.0f}" for weight in weights]
+
+
+def test_what_is_pointed_at_explains_itself(studio):
+    """In ipywidgets 7 and 8 a slider's tooltip is its label's, so it needs one; an Image can have none."""
+    panel, words = studio.panel, strings.Words()
+    for row in panel.rows.rows:
+        assert row.weight.description == "weight" and getattr(row.weight, TIP) == words("weight_tip")
+    for name, control in (*panel.controls.items(), ("steps", panel.steps)):
+        assert control.description and getattr(control, TIP).startswith(f"{name}: ")
+    assert not getattr(panel.picture, "tooltip", None)
+    picture, told = panel.widget.children[0].children[2].children
+    assert picture is panel.picture and f'title="{words("picture_tip")}"' in told.value and "aria-label" in told.value
+    assert "Enter makes it count" in panel.widget.children[1].children[0].value
+
+
+def test_the_keyboard_sees_where_it_is():
+    """Sliders' handles are noUi's in ipywidgets 8 and jQuery's in 7."""
+    rule = re.search(r":is\(([^{}]*)\):focus-visible\s*{\s*outline: 2px solid", drawings.style_sheet().value, re.DOTALL)
+    reached = {one.strip() for one in rule[1].rpartition("(")[2].split(",")}
+    assert {".noUi-handle", ".ui-slider-handle", "input", "button", "select", "[contenteditable]"} <= reached
+
+
 # Drawings and words
 
 

@@ -47,7 +47,8 @@ class Panel:
                         (("play", "play"), ("pause", "pause"), ("stop", "stop"))}  # fmt: skip
         self.status, self.note, self.progress, self.losses, self.tokens = (ipywidgets.HTML() for _ in range(5))
         self.note.add_class("vqclip-fine")
-        self.rows = PromptRows(now.prompts, self.words, lambda text: self._change(prompts=text), self._refuse)
+        self.rows = PromptRows(now.prompts, self.words, lambda text: self._change(prompts=text), self._refuse,
+                               now.image_prompts)  # fmt: skip
         self.controls = {
             "lr": self._slider("lr", ipywidgets.FloatLogSlider, now.lr, min=min(-3, _exponent(now.lr)),
                                max=max(0.5, _exponent(now.lr)), step=0.05, readout_format=".3g"),
@@ -69,7 +70,7 @@ class Panel:
         if frame is not None and frame is not self.shown:
             self.shown = frame
             self.picture.value = _jpeg(frame.pil)
-            self.rows.paint(tuple(frame.similarity), player.history.meters)
+            self.rows.paint(frame.similarity, player.history.meters)
             self.losses.value = self._curve()
         self.progress.value = self._progress()
         self.status.value = self._status()
@@ -187,15 +188,18 @@ class Panel:
         return slider
 
     def _layout(self) -> ipywidgets.Box:
+        framed = ipywidgets.VBox([self.picture, _told(self.words("picture_tip"))])
+        framed.add_class("vqclip-framed")
         buttons = ipywidgets.HBox(list(self.buttons.values()))
         buttons.add_class("vqclip-buttons")
         controls = ipywidgets.VBox([*self.controls.values(), self.steps])
         controls.add_class("vqclip-controls")
-        left = ipywidgets.VBox([style_sheet(), self.ear.widget, self.picture, buttons, self.progress, self.status,
+        left = ipywidgets.VBox([style_sheet(), self.ear.widget, framed, buttons, self.progress, self.status,
                                 self.note])  # fmt: skip
         left.add_class("vqclip-left")
-        right = ipywidgets.VBox([_heading(self.words("prompts")), self.rows.box, self.rows.add, self.rows.shares,
-                                 self.tokens, _heading(self.words("controls")), controls, self.losses])  # fmt: skip
+        prompts = _heading(self.words("prompts"), self.words("prompt_tip"))
+        right = ipywidgets.VBox([prompts, self.rows.box, self.rows.add, self.rows.shares, self.tokens,
+                                 _heading(self.words("controls")), controls, self.losses])  # fmt: skip
         right.add_class("vqclip-right")
         whole = ipywidgets.Box([left, right])
         whole.add_class("vqclip-studio")
@@ -206,8 +210,15 @@ def _warning(text: str) -> str:
     return f' <span class="vqclip-warn">· {escape(text)}</span>'
 
 
-def _heading(text: str) -> ipywidgets.HTML:
-    return ipywidgets.HTML(f"<h4>{escape(text)}</h4>")
+def _heading(text: str, tip: str = "") -> ipywidgets.HTML:
+    return ipywidgets.HTML(f'<h4 title="{escape(tip)}">{escape(text)}</h4>')
+
+
+def _told(tip: str) -> ipywidgets.HTML:
+    """A mark to point at, for what can have no tooltip: an Image has none in ipywidgets 7, and breaks with one in 8."""
+    told = ipywidgets.HTML(f'<span role="img" aria-label="{escape(tip)}" title="{escape(tip)}">ⓘ</span>')
+    told.add_class("vqclip-told")
+    return told
 
 
 def _exponent(value: float) -> float:
