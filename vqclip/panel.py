@@ -134,10 +134,9 @@ class Panel:
     def _status(self) -> str:
         player = self.player
         error = player.error
-        reason = f"{error}" if isinstance(error, (ValueError, ArithmeticError)) else f"{type(error).__name__}: {error}"
         again = self.words("again_page" if self.on_play else "again_cell")
         state = "stopping_load" if player.state == "stopping" and player.run is None else player.state
-        text = self.words(state, reason=reason.rstrip("."), again=again)
+        text = self.words(state, reason=reason(error).rstrip("."), again=again)
         where = self.words("kept", path=player.session.path) if player.session else ""
         return (f'<div class="vqclip-status{" vqclip-failed" * bool(error)}" role="status">{escape(text)}</div>'
                 f'<div class="vqclip-fine">{escape(where)}</div>')  # fmt: skip
@@ -204,6 +203,11 @@ class Panel:
         whole = ipywidgets.Box([left, right])
         whole.add_class("vqclip-studio")
         return whole
+
+
+def reason(error: BaseException | None) -> str:
+    """What an error says, for people: ours are sentences by themselves; of another its kind is said, too."""
+    return f"{error}" if isinstance(error, (ValueError, ArithmeticError)) else f"{type(error).__name__}: {error}"
 
 
 def _warning(text: str) -> str:
