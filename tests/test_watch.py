@@ -96,8 +96,13 @@ def in_colab(monkeypatch):
 
 def test_colab_is_asked_only_in_colab(video, shown, in_colab):
     assert colab.in_colab()
-    watch.offer_download(video)
+    watch.offer_download(video, at_once=True)
     assert in_colab == [str(video)] and shown == []
+
+
+def test_in_colab_nothing_is_downloaded_unasked(video, shown, in_colab, capsys):
+    watch.offer_download(video)
+    assert in_colab == shown == [] and "tick `download`" in capsys.readouterr().out
 
 
 def test_the_workspace_may_lie_on_drive(in_colab, monkeypatch, tmp_path):

@@ -97,13 +97,20 @@ def playable(path: Path) -> tuple[bytes, str]:
         return shrink_video(path, Path(folder) / "preview.mp4", EMBEDDED).read_bytes(), "mp4"
 
 
-def offer_download(path: str | Path) -> None:
-    """Offer a file to be saved where the browser is: in Colab at once, elsewhere by a button in the page."""
+def offer_download(path: str | Path, at_once: bool = False) -> None:
+    """Offer a file to be saved where the browser is, by a button in the page.
+
+    In Colab, whose pages take no such button of ours, it is handed over where `at_once` says so, and never otherwise:
+    cells that are run all together should start no download.
+    """
     from IPython.display import HTML, display
 
     path = Path(path)
     if colab.in_colab():
-        colab.download(path)
+        if at_once:
+            colab.download(path)
+        else:
+            print(f"{path} is ready: tick `download` and run this cell again to save it on your computer")
     elif link := download_link(path):
         display(HTML(link))
     else:
