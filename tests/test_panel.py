@@ -569,6 +569,27 @@ def test_a_kernel_that_is_not_known_is_left_alone(studio, monkeypatch):
     assert ">Done." in said(studio) and kernel.shell_handlers == {"comm_msg": 7}
 
 
+def test_a_kernel_that_was_busy_has_not_waited(monkeypatch):
+    """Loading may keep the kernel from listening for minutes: that is not the page's fault."""
+    now = itertools.count(0, 60)
+    monkeypatch.setattr(hearing.time, "monotonic", lambda: next(now))
+    ear = hearing.Ear()
+    assert all(ear.listen() for _ in range(int(hearing.PATIENCE / hearing.BREATH) - 1))
+    assert not ear.listen()
+
+
+def test_a_press_is_a_sign_of_life(studio, monkeypatch):
+    monkeypatch.setattr(hearing, "PATIENCE", 0)
+    studio.panel.listen()
+    assert "hears nothing" in said(studio)
+    for move in (studio.panel.buttons["pause"].click, lambda: setattr(studio.panel.controls["lr"], "value", 0.5),
+                 lambda: setattr(studio.panel.steps, "value", 9)):  # fmt: skip
+        studio.panel.ear.begin()
+        assert not studio.panel.ear.listen()
+        move()
+        assert studio.panel.ear.listen()
+
+
 def test_a_panel_that_is_not_heard_says_so_until_it_is(studio, monkeypatch):
     monkeypatch.setattr(hearing, "PATIENCE", 0)
     asyncio.run(studio.run())

@@ -108,11 +108,13 @@ class Panel:
             self.say(self.words("run_cell"))
 
     def _pressed(self, name: str) -> None:
+        self.ear.hear()
         self.say()
         {"play": self._play, "pause": self.player.pause, "stop": self.player.halt}[name]()
         self.paint()  # at once: what was asked for may take its time
 
     def _change(self, **changes: Any) -> None:
+        self.ear.hear()
         self.player.change(**changes)
         self.say()
 
@@ -123,6 +125,7 @@ class Panel:
             self._refuse(error)
 
     def _set_steps(self, change: dict[str, Any]) -> None:
+        self.ear.hear()
         self.player.steps = change["new"]
         self.say()
 
