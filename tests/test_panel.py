@@ -590,6 +590,16 @@ def test_a_press_is_a_sign_of_life(studio, monkeypatch):
         assert studio.panel.ear.listen()
 
 
+def test_what_a_move_is_told_is_not_wiped_out_by_its_being_heard(studio, monkeypatch):
+    monkeypatch.setattr(hearing, "PATIENCE", 0)
+    studio.panel.listen()
+    assert "hears nothing" in said(studio)
+    for row in studio.panel.rows.rows:
+        row.weight.value = 0
+    studio.panel.listen()
+    assert "All weights are 0" in said(studio)
+
+
 def test_a_panel_that_is_not_heard_says_so_until_it_is(studio, monkeypatch):
     monkeypatch.setattr(hearing, "PATIENCE", 0)
     asyncio.run(studio.run())

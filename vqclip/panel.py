@@ -58,7 +58,7 @@ class Panel:
         }  # fmt: skip
         self.steps = self._control("steps", ipywidgets.BoundedIntText, player.steps, min=1, max=1_000_000)
         self.steps.observe(self._set_steps, "value")
-        self.ear, self._deaf = Ear(), False
+        self.ear, self._deaf, self._said = Ear(), False, ""
         self.widget = self._layout()
         self.paint()
 
@@ -89,12 +89,15 @@ class Panel:
     def listen(self) -> None:
         """Say so when the page's messages do not arrive, and no longer once they do."""
         deaf = not self.ear.listen()
-        if deaf != self._deaf:
-            self._deaf = deaf
-            self.say(self.words("deaf") if deaf else "")
+        if deaf and not self._deaf:
+            self.say(self.words("deaf"))
+        elif self._deaf and not deaf and self._said == self.words("deaf"):  # not what was said since, of what arrived
+            self.say()
+        self._deaf = deaf
 
     def say(self, text: str = "", warn: bool = True) -> None:
         """Put a note under the status; without text, take it away."""
+        self._said = text
         self.note.value = f'<span class="{"vqclip-warn" * warn}">{escape(text)}</span>' if text else ""
 
     # What is pressed and moved
@@ -130,6 +133,7 @@ class Panel:
         self.say()
 
     def _refuse(self, error: ValueError) -> None:
+        self.ear.hear()
         self.say(str(error))
 
     # What is shown
