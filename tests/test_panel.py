@@ -21,7 +21,7 @@ from vqclip.form import Form, uploaded
 from vqclip.player import Meter, Player
 from vqclip.pump import Pump
 from vqclip.rows import TIP, PromptRows
-from vqclip.run import NotFinite
+from vqclip.run import NotFinite, readings
 from vqclip.session import Session
 from vqclip.settings import NAMES, Settings, SettingsError
 from vqclip.studio import Studio
@@ -215,6 +215,19 @@ def test_run_paints_until_it_is_done_and_says_so(studio, home):
     assert shown.format == "JPEG" and shown.size == (16, 16)
     assert studio.panel.rows.rows[0].meter.value.count('role="meter"') == 1
     assert "<polyline" in studio.panel.losses.value
+
+
+def test_tokens_are_counted_once_for_the_same_words(studio, monkeypatch):
+    counted = []
+    monkeypatch.setattr("vqclip.panel.readings", lambda run: counted.append(1) or readings(run))
+    asyncio.run(studio.run())
+    for _ in range(9):
+        studio.panel.paint()
+    assert len(counted) == 1
+    studio.panel.rows.rows[1].text.value = "a deep red sea"
+    studio.player.steps = 8
+    asyncio.run(studio.run())
+    assert len(counted) == 2 and "desert 3 · a deep red sea 6" in said(studio)
 
 
 def test_an_error_reaches_the_cell_and_the_panel(studio):
@@ -434,7 +447,8 @@ def test_a_meter_has_its_figures_and_no_markup_of_others():
 def test_a_curve_has_no_more_points_than_a_screen():
     drawn = drawings.curve([1 / (n + 1) for n in range(100_000)], [50_000])
     assert len(re.findall(r"[\d.]+,[\d.]+", drawn)) <= 2 * drawings.POINTS and 'x1="50.00"' in drawn
-    assert "<polyline" not in drawings.curve([1.0])
+    assert "<polyline" not in drawings.curve([1.0]) + drawings.curve([]) + drawings.curve([1.0, float("nan")])
+    assert drawings.curve([1.0, float("nan"), 2.0, 3.0]).count(",") == 3
 
 
 def test_every_language_has_every_text_with_the_same_gaps():

@@ -51,11 +51,10 @@ def bar(share: float) -> str:
 
 def curve(values: Sequence[float], marks: Sequence[int] = (), tip: str = "") -> str:
     """A line through the values, newest at the right; `marks` are places at which something was changed."""
-    shown = [value for value in values if math.isfinite(value)]
-    if len(shown) < 2:
+    stride = max(1, len(values) // POINTS)
+    picked = [value for value in (*values[:-1:stride], *values[-1:]) if math.isfinite(value)]  # looks at no others
+    if len(picked) < 2:
         return '<svg class="vqclip-curve"></svg>'
-    stride = max(1, len(shown) // POINTS)
-    picked = [*shown[:-1:stride], shown[-1]]
     low, high = min(picked), max(picked)
     x = [100 * place / (len(picked) - 1) for place in range(len(picked))]
     y = [38 - 36 * (value - low) / (high - low or 1) for value in picked]

@@ -40,6 +40,7 @@ class Panel:
     def __init__(self, player: Player, language: str = "en", on_play: Any = None):
         self.player, self.words, self.on_play = player, Words(language), on_play
         self.shown, self.painted = None, 0.0  # the frame on display, and when it was put there
+        self._read: list[str] | None = None  # the texts whose tokens are on display
         now = player.now
         self.picture = ipywidgets.Image(format="jpeg", value=_jpeg(_first(player)))
         self.picture.add_class("vqclip-picture")
@@ -75,7 +76,10 @@ class Panel:
         self.progress.value = self._progress()
         self.status.value = self._status()
         if player.run is not None:
-            self.tokens.value = self._tokens()
+            judges = [judge for _, judge in player.run.judges()]
+            texts = [prompt.text for judge in judges for prompt in judge.prompts[: judge.texts]]
+            if texts != self._read:  # counting takes longer than all else but a new picture
+                self._read, self.tokens.value = texts, self._tokens()
         state = player.state
         self.buttons["play"].disabled = state in ("loading", "painting")
         self.buttons["pause"].disabled = state != "painting"
