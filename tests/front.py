@@ -24,6 +24,8 @@ class Front:
         self.manager.kernel_spec.argv[0] = python
         self.environment = environment
         self.models, self.idle, self.replies, self.printed = {}, set(), {}, ""
+        self.said = []  # all that HTML widgets ever showed
+        self.counts = False  # whether Play widgets count, as they do in a page that is heard
 
     def __enter__(self):
         self.manager.start_kernel(env={**os.environ, **self.environment})
@@ -45,13 +47,21 @@ class Front:
             while True:
                 reply = self.client.get_shell_msg(timeout=0)
                 self.replies[reply["parent_header"].get("msg_id")] = reply["content"]
+        if self.counts:
+            for key, state in self.models.items():
+                if state.get("_model_name") == "PlayModel" and state.get("playing", state.get("_playing")):
+                    state["value"] += 1
+                    self.set(key, value=state["value"])
 
     def _take(self, message):
         kind, content = message["msg_type"], message["content"]
         if kind == "comm_open":
             self.models[content["comm_id"]] = dict(content["data"].get("state", {}))
         elif kind == "comm_msg" and content["data"].get("method") == "update":
-            self.models.setdefault(content["comm_id"], {}).update(content["data"]["state"])
+            model = self.models.setdefault(content["comm_id"], {})
+            model.update(content["data"]["state"])
+            if model.get("_model_name") == "HTMLModel":
+                self.said.append(model.get("value", ""))
             buffers = zip(content["data"].get("buffer_paths", ()), message["buffers"], strict=False)
             self.models[content["comm_id"]].update({path[0]: bytes(data) for path, data in buffers})
         elif kind == "status" and content["execution_state"] == "idle":

@@ -1,6 +1,8 @@
 """Every notebook runs from top to bottom, as Run All does, and hands over to the next through the workspace."""
 
 import importlib.util
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -14,6 +16,13 @@ NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 spec = importlib.util.spec_from_file_location("stamp", NOTEBOOKS.parent / "tools" / "notebooks.py")
 tool = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(tool)
+BROKEN = """
+import itertools
+from vqclip import losses
+calls = itertools.count()
+losses.LOSSES["edges"] = lambda image: image.mean() * (float("nan") if next(calls) == 2 else 0)
+studio.player.settings = studio.player.settings.replace(losses="edges:1", size=64, steps=5, cutouts=4)
+"""
 QUICK = {"steps": 3, "width": 64, "height": 64, "cutouts": 4, "length": 1}
 
 
@@ -38,7 +47,8 @@ def home(tmp_path, monkeypatch):
 
 
 def test_the_suite_paints_a_picture_and_its_video(home):
-    assert "vqclip" in run_all("01_install")
+    here = run_all("01_install")
+    assert "workspace:" in here and "paints" in here  # what there is to paint on
     assert "codes" in run_all("02_checkpoint")
     assert "desert 67 % · snow 33 %" in run_all("03_parameters", **QUICK)
     run_all("04_run")
@@ -57,6 +67,21 @@ def test_the_studio_does_it_all(home):
 def test_an_error_reaches_the_cell(home):
     with pytest.raises(CellExecutionError, match="size"):
         run_all("00_studio", **QUICK | {"width": 0})
+
+
+def test_an_error_in_a_step_reaches_the_cell_and_whoever_runs_the_notebook(home, tmp_path):
+    """`jupyter execute`, as in somebody's script, exits with an error, and runs no further cell."""
+    notebook = nbformat.read(NOTEBOOKS / "00_studio.ipynb", as_version=4)
+    at = next(at for at, cell in enumerate(notebook.cells) if cell.source.endswith("await studio.run()"))
+    notebook.cells.insert(at, nbformat.v4.new_code_cell(BROKEN))
+    nbformat.write(notebook, tmp_path / "broken.ipynb")
+    done = subprocess.run([sys.executable, "-m", "jupyter", "execute", "--timeout=300", "broken.ipynb"], cwd=tmp_path,
+                          capture_output=True, text=True, timeout=300)  # fmt: skip
+    assert done.returncode != 0
+    assert "NotFinite" in done.stderr and "at step 2 the edges became nan" in done.stderr
+    session = Session.latest(home)
+    assert len(session.codes) == 2 and (session.path / "final.png").exists()  # what was made is kept
+    assert not (session.path / "video.mp4").exists()
 
 
 @pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)

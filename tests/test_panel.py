@@ -20,10 +20,10 @@ from vqclip import drawings, hearing, strings
 from vqclip.form import Form, uploaded
 from vqclip.player import Meter, Player
 from vqclip.pump import Pump
-from vqclip.rows import PromptRows
-from vqclip.run import NotFinite
+from vqclip.rows import TIP, PromptRows
+from vqclip.run import NotFinite, readings
 from vqclip.session import Session
-from vqclip.settings import Settings, SettingsError
+from vqclip.settings import NAMES, Settings, SettingsError
 from vqclip.studio import Studio
 
 TINY = Settings(vqgan="vqgan", clip="vit", size=(16, 16), steps=6, cutouts=2, device="cpu")
@@ -133,6 +133,67 @@ def test_a_trend_needs_some_steps_and_has_a_sign():
     assert meter.trend == pytest.approx(0.1) and meter.best == 0.3
 
 
+# Stopped while it loads
+
+
+@pytest.fixture
+def loading(monkeypatch):
+    """Loading takes until `.until()` is true; `.times` says how often something was loaded."""
+    loads = SimpleNamespace(times=0, until=lambda: False)
+
+    def generate(*args, **kwargs):
+        loads.times += 1
+        until(lambda: loads.until())
+        return vqclip.generate(*args, **kwargs)
+
+    monkeypatch.setattr("vqclip.player.generate", generate)
+    return loads
+
+
+def test_stop_while_it_loads_is_said_at_once_and_honoured(studio, loading, home):
+    panel, player = studio.panel, studio.player
+    player.play()
+    until(lambda: loading.times == 1)
+    panel.paint()
+    assert ">Loading the painter and the judge<" in said(studio) and panel.buttons["play"].disabled
+    panel.buttons["stop"].click()  # returns while it still loads
+    assert ">Stopping as soon as painter and judge are loaded<" in said(studio)
+    assert panel.buttons["stop"].disabled and not panel.buttons["play"].disabled and player.state == "stopping"
+    loading.until = lambda: True
+    until(lambda: not player.alive)
+    panel.paint()
+    assert ">Stopped. All is kept; run the cell again to go on<" in said(studio)
+    assert player.session is None and not list((home / "sessions").iterdir())  # nothing was painted: nothing is left
+    asyncio.run(studio.run())
+    assert loading.times == 1 and len(studio.session.codes) == 7  # what was loaded is still there
+
+
+def test_a_stop_while_it_loads_can_be_taken_back(studio, loading):
+    player = studio.player
+    player.play()
+    until(lambda: loading.times == 1)
+    studio.panel.buttons["stop"].click()
+    studio.panel.buttons["play"].click()  # does not wait either
+    assert player.state == "loading" and ">Loading" in said(studio)
+    loading.until = lambda: True
+    until(lambda: not player.alive)
+    assert player.state == "done" and len(player.session.codes) == 7
+
+
+def test_the_cells_stop_button_while_it_loads_is_said_before_it_waits(studio, loading):
+    loading.until = lambda: ">Stopping as soon as painter and judge are loaded<" in said(studio)
+
+    async def interrupted():
+        cell = asyncio.get_running_loop().create_task(studio.run())
+        while loading.times == 0:
+            await asyncio.sleep(0)
+        cell.cancel()
+        await cell
+
+    asyncio.run(interrupted())
+    assert studio.player.state == "stopped" and studio.session is None
+
+
 # The studio
 
 
@@ -154,6 +215,19 @@ def test_run_paints_until_it_is_done_and_says_so(studio, home):
     assert shown.format == "JPEG" and shown.size == (16, 16)
     assert studio.panel.rows.rows[0].meter.value.count('role="meter"') == 1
     assert "<polyline" in studio.panel.losses.value
+
+
+def test_tokens_are_counted_once_for_the_same_words(studio, monkeypatch):
+    counted = []
+    monkeypatch.setattr("vqclip.panel.readings", lambda run: counted.append(1) or readings(run))
+    asyncio.run(studio.run())
+    for _ in range(9):
+        studio.panel.paint()
+    assert len(counted) == 1
+    studio.panel.rows.rows[1].text.value = "a deep red sea"
+    studio.player.steps = 8
+    asyncio.run(studio.run())
+    assert len(counted) == 2 and "desert 3 · a deep red sea 6" in said(studio)
 
 
 def test_an_error_reaches_the_cell_and_the_panel(studio):
@@ -300,6 +374,66 @@ def test_what_is_wrong_is_handed_over(rows):
     assert rows.sent == ["desert:0 | snow:25"] and "All weights are 0" in str(rows.errors[0])
 
 
+def test_a_meter_belongs_to_its_words_not_to_its_place(rows):
+    def meters():
+        return [re.findall(r'valuenow="([\d.]+)"', row.meter.value) for row in rows.rows]
+
+    measured = {}
+    for label, cosine in (("desert", 0.1), ("snow", 0.2), ("desert #2", 0.1)):
+        measured[label] = Meter()
+        measured[label].add(cosine)
+    rows.rows[1].text.value = "snow:25 | desert:5"
+    rows.paint(measured, measured)
+    assert meters() == [["0.1000"], ["0.2000"], ["0.1000"]]
+    rows.rows[0].remove.click()
+    rows.paint(measured, measured)  # of the picture before
+    assert meters() == [["0.2000"], ["0.1000"]]
+    rows.rows[1].text.value = "fog"
+    assert meters() == [["0.2000"], []]  # also where nothing is painted, as in a pause
+    rows.add.click()
+    rows.paint(measured, measured)
+    assert meters() == [["0.2000"], [], []]
+
+
+def test_image_prompts_share_in_one_whole():
+    sent = []
+    rows = PromptRows("desert:50 | snow:25", strings.Words(), sent.append, None, pictures="<dune>.png:-25")
+    assert rows.shares.value == "desert 50 % · snow 25 % · − &lt;dune&gt;.png 25 %"
+    rows.rows[1].weight.value = 100
+    assert rows.shares.value == "desert 29 % · snow 57 % · − &lt;dune&gt;.png 14 %"
+    rows.rows[0].text.value = rows.rows[1].text.value = ""
+    assert sent[-1] == "" and rows.shares.value == "− &lt;dune&gt;.png 100 %"
+
+
+def test_a_run_of_image_prompts_has_the_shares_that_the_panel_says(home):
+    Image.new("RGB", (16, 16), (200, 90, 0)).save(home / "dune.png")
+    studio = Studio(home, TINY.replace(image_prompts=f"{home / 'dune.png'}:25", steps=2))
+    asyncio.run(studio.run())
+    weights = [prompt.weight for prompt in studio.player.run.judges()[0][1].prompts]
+    assert weights == [0.5, 0.25, 0.25]
+    assert re.findall(r"(\d+) %", studio.panel.rows.shares.value) == [f"{100 * weight:.0f}" for weight in weights]
+
+
+def test_what_is_pointed_at_explains_itself(studio):
+    """In ipywidgets 7 and 8 a slider's tooltip is its label's, so it needs one; an Image can have none."""
+    panel, words = studio.panel, strings.Words()
+    for row in panel.rows.rows:
+        assert row.weight.description == "weight" and getattr(row.weight, TIP) == words("weight_tip")
+    for name, control in (*panel.controls.items(), ("steps", panel.steps)):
+        assert control.description and getattr(control, TIP).startswith(f"{name}: ")
+    assert not getattr(panel.picture, "tooltip", None)
+    picture, told = panel.widget.children[0].children[2].children
+    assert picture is panel.picture and f'title="{words("picture_tip")}"' in told.value and "aria-label" in told.value
+    assert "Enter makes it count" in panel.widget.children[1].children[0].value
+
+
+def test_the_keyboard_sees_where_it_is():
+    """Sliders' handles are noUi's in ipywidgets 8 and jQuery's in 7."""
+    rule = re.search(r":is\(([^{}]*)\):focus-visible\s*{\s*outline: 2px solid", drawings.style_sheet().value, re.DOTALL)
+    reached = {one.strip() for one in rule[1].rpartition("(")[2].split(",")}
+    assert {".noUi-handle", ".ui-slider-handle", "input", "button", "select", "[contenteditable]"} <= reached
+
+
 # Drawings and words
 
 
@@ -313,7 +447,8 @@ def test_a_meter_has_its_figures_and_no_markup_of_others():
 def test_a_curve_has_no_more_points_than_a_screen():
     drawn = drawings.curve([1 / (n + 1) for n in range(100_000)], [50_000])
     assert len(re.findall(r"[\d.]+,[\d.]+", drawn)) <= 2 * drawings.POINTS and 'x1="50.00"' in drawn
-    assert "<polyline" not in drawings.curve([1.0])
+    assert "<polyline" not in drawings.curve([1.0]) + drawings.curve([]) + drawings.curve([1.0, float("nan")])
+    assert drawings.curve([1.0, float("nan"), 2.0, 3.0]).count(",") == 3
 
 
 def test_every_language_has_every_text_with_the_same_gaps():
@@ -336,7 +471,7 @@ def test_the_texts_are_plain_yaml_for_every_reader():
 def test_every_text_is_used_and_every_used_one_is_there():
     source = "".join(path.read_text("utf-8") for path in Path(vqclip.__file__).parent.glob("*.py"))
     spoken = set(re.findall(r"""words\("(\w+)\"""", source)) | set(re.findall(r'"(\w+)"', source))
-    assert not {key for key in strings.table() if key not in spoken and not key.endswith("_tip")}
+    assert not {key for key in strings.table() if key not in spoken | NAMES.keys() and not key.endswith("_tip")}
     assert set(re.findall(r"""words\("(\w+)\"""", source)) <= strings.table().keys()
     with pytest.raises(SettingsError, match="language='xx' .* choose en, ru, de, es"):
         strings.Words("xx")
@@ -360,10 +495,33 @@ def test_a_form_has_all_settings_and_keeps_what_is_chosen(tmp_path):
 
 def test_a_form_says_beside_each_field_what_it_is(tmp_path):
     form = Form(tmp_path / "settings.yaml")
-    lines = {line.children[0].description: line.children[1].value for line in form.widget.children[1:-1]}
-    assert lines.keys() == form.fields.keys()
-    assert "how many steps to take" in lines["steps"]
-    assert "<code>embedded</code>" in lines["vqgan"]
+    lines = {line.children[0].description: line.children[1].value for line in form.widget.children[2:-1]}
+    assert list(lines) == [form.words(name) for name in form.fields]
+    assert "<code><b>steps</b></code> how many steps to take" in lines["Steps"]
+    assert "<code>embedded</code>" in lines["Painter"]
+    assert getattr(form.fields["vqgan"], TIP) == "vqgan: who paints: embedded, or a checkpoint's name or path"
+
+
+@pytest.mark.parametrize("language", strings.languages())
+def test_a_form_speaks_the_panels_languages(tmp_path, language):
+    form, words = Form(tmp_path / "settings.yaml", language), strings.Words(language)
+    for name, field in form.fields.items():
+        assert field.description == words(name) != name and len(field.description) <= 21, name
+    said = "".join(line.children[1].value for line in form.widget.children[1:-1])
+    assert all(f"<b>{name}</b>" in said for name in form.fields)
+    form.fields["steps"].value = 9
+    assert str(tmp_path) in form.said.value and words("kept", path="").strip() in form.said.value
+
+
+def test_panel_and_form_have_one_style_sheet_and_no_other_looks(tmp_path, studio):
+    form = Form(tmp_path / "settings.yaml")
+    sheets = [one.value for one in (form.widget.children[0], studio.panel.widget.children[0].children[0])]
+    assert sheets[0] == sheets[1] and sheets[0].startswith("<style>")
+    form.fields["size"].value = "wide"
+    shown = [form.said, *(widget for line in form.widget.children[1:-1] for widget in (line, *line.children))]
+    assert not [one for one in shown if "style=" in str(getattr(one, "value", "")) or one.layout.flex]
+    used = {name for one in (form.widget, *shown) for name in one._dom_classes}
+    assert used and all(f".{name}" in sheets[0] for name in used)
 
 
 def test_a_picture_dropped_on_it_fills_the_form(studio, tmp_path):
@@ -423,6 +581,37 @@ def test_a_kernel_that_is_not_known_is_left_alone(studio, monkeypatch):
     monkeypatch.setattr("vqclip.pump._kernel", lambda: kernel)
     asyncio.run(studio.run())
     assert ">Done." in said(studio) and kernel.shell_handlers == {"comm_msg": 7}
+
+
+def test_a_kernel_that_was_busy_has_not_waited(monkeypatch):
+    """Loading may keep the kernel from listening for minutes: that is not the page's fault."""
+    now = itertools.count(0, 60)
+    monkeypatch.setattr(hearing.time, "monotonic", lambda: next(now))
+    ear = hearing.Ear()
+    assert all(ear.listen() for _ in range(int(hearing.PATIENCE / hearing.BREATH) - 1))
+    assert not ear.listen()
+
+
+def test_a_press_is_a_sign_of_life(studio, monkeypatch):
+    monkeypatch.setattr(hearing, "PATIENCE", 0)
+    studio.panel.listen()
+    assert "hears nothing" in said(studio)
+    for move in (studio.panel.buttons["pause"].click, lambda: setattr(studio.panel.controls["lr"], "value", 0.5),
+                 lambda: setattr(studio.panel.steps, "value", 9)):  # fmt: skip
+        studio.panel.ear.begin()
+        assert not studio.panel.ear.listen()
+        move()
+        assert studio.panel.ear.listen()
+
+
+def test_what_a_move_is_told_is_not_wiped_out_by_its_being_heard(studio, monkeypatch):
+    monkeypatch.setattr(hearing, "PATIENCE", 0)
+    studio.panel.listen()
+    assert "hears nothing" in said(studio)
+    for row in studio.panel.rows.rows:
+        row.weight.value = 0
+    studio.panel.listen()
+    assert "All weights are 0" in said(studio)
 
 
 def test_a_panel_that_is_not_heard_says_so_until_it_is(studio, monkeypatch):

@@ -1,13 +1,17 @@
 """Preflight says what will be: numbers are those of what then happens, and what it advises fits."""
 
+import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import quick
+import torch
 
 import vqclip
 from vqclip import memory, preflight
 from vqclip.memory import needed
+from vqclip.precision import Able
 from vqclip.preflight import Fit, duration, fitting, look, pace, paced
 from vqclip.video import plan
 
@@ -98,6 +102,38 @@ def test_a_run_of_few_steps_has_no_time_to_tell():
     run, said = quick.run(steps=2), []
     assert len(list(paced(run, run, said.append))) == 3 and said == []
     assert pace(quick.run(steps=1)) > 0 and pace(quick.run(steps=9)) > 0
+
+
+def test_a_machine_without_a_card_paints_with_the_embedded_pair():
+    said = preflight.machine("cpu")
+    assert said.startswith("no graphics card: the processor paints") and "enough for the embedded pair" in said
+
+
+@pytest.fixture
+def card(monkeypatch):
+    """Pretend that there is a graphics card with so much memory free: card(14e9)."""
+
+    here = Able("cuda", "Tesla T4", False, True, "float16")
+
+    def put_in(free):
+        monkeypatch.setattr(preflight, "pick_device", lambda _: torch.device("cuda"))
+        monkeypatch.setattr(preflight, "able", lambda _: here)
+        monkeypatch.setattr(memory, "free", lambda _: round(free))
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=16_000_000_000))
+
+    return put_in
+
+
+def test_of_a_card_its_name_its_memory_and_what_fits_are_said(card):
+    card(14e9)
+    said = preflight.machine()
+    assert said.startswith("graphics card: Tesla T4 with 16.0 GB of memory, 14.0 GB of it free.")
+    side = int(re.search(r"imagenet_f16_16384 with ViT-B/32 paints up to (\d+)x\1 on it \(chunk=\d+\)", said)[1])
+    assert side % 16 == 0 and 1024 < side < 2048
+    card(7e9)
+    assert int(re.search(r"up to (\d+)x", preflight.machine())[1]) < side
+    card(5e8)
+    assert "too little for imagenet_f16_16384" in preflight.machine()
 
 
 def test_times_for_people():

@@ -279,3 +279,9 @@ def test_a_recipe_is_of_its_picture_not_of_what_was_planned():
     assert Settings.of_recipe({"settings": settings.to_dict(), "steps_made": 31}).steps == 30
     before = {name: value for name, value in settings.to_dict().items() if name != "churn"}
     assert Settings.of_recipe({"settings": before}).churn == 0
+
+
+def test_a_notebooks_form_leaves_steps_and_glimpses_where_it_says_0():
+    fine = Settings().preset("fine")
+    assert fine.filled(64, 48, 0, 0, seed=7) == fine.replace(size=(64, 48), seed=7)
+    assert fine.filled(64, 48, 9, 5) == fine.replace(size=(64, 48), steps=9, cutouts=5)

@@ -7,10 +7,13 @@ import json
 import os
 import re
 import sys
+import time
 
 import pytest
+import torch
 from front import Front
 
+import vqclip
 from vqclip import Session
 
 NEWEST = pytest.param(sys.executable, id="newest")
@@ -141,3 +144,55 @@ def test_what_cannot_be_is_said_and_changes_nothing(front):
     assert ended(front, cell) == "ok"
     assert "a red sea" in Session.latest(front.home).losses()[-1]["similarity"]
     assert "fog" in Session.latest(front.home).losses()[-1]["similarity"]
+
+
+def test_interrupt_change_run_again_goes_on_from_the_exact_latent(front):
+    """Where a running cell hears nothing, this is the way to steer; replayed, it is the same picture, bit for bit."""
+    front.run("import torch; torch.set_num_threads(1)")
+    cell = begin(front)
+    front.manager.interrupt_kernel()
+    assert ended(front, cell) == "ok"
+    said(front, ">Stopped.")
+    session = Session.latest(front.home)
+    left = len(session.codes)
+    moved = front.set(front.find(_model_name="FloatLogSliderModel"), value=0.7)
+    front.wait(lambda: moved in front.idle, "the slider's idle")
+    assert len(Session.latest(front.home).codes) == left
+    cell = front.send_cell("await studio.run()")
+    front.wait(lambda: step(front) >= left + 3, "further steps")
+    front.click(button(front, "Stop"))
+    assert ended(front, cell) == "ok"
+
+    session = Session(session.path)
+    assert session.steering == {left: {"lr": 0.7}}
+    again = vqclip.generate(settings=session.settings, steering=session.steering)
+    made = session.codes.read()
+    assert len(made) > left + 3
+    assert torch.stack([next(again).codes for _ in made]).equal(torch.from_numpy(made).to(torch.long))
+
+
+def test_a_page_that_is_heard_is_never_called_deaf(front):
+    front.run("from vqclip import hearing; hearing.PATIENCE, hearing.AGAIN = 2.0, 0.5")
+    deaf = "hears nothing while the cell runs"
+
+    def listened(cell, seconds):
+        """Let it run for longer than its patience."""
+        until = time.monotonic() + seconds
+        front.wait(lambda: time.monotonic() > until, "its end")
+        assert cell not in front.idle
+
+    front.counts = True
+    for _ in range(2):  # each run asks anew
+        cell = begin(front)
+        listened(cell, 4)
+        front.click(button(front, "Stop"))
+        assert ended(front, cell) == "ok"
+    assert not [text for text in front.said if deaf in text]
+
+    front.counts = False  # and it would have been seen
+    cell = begin(front)
+    front.wait(lambda: deaf in front.text(), "the note")
+    front.set(front.find(_model_name="FloatLogSliderModel"), value=0.7)  # what is heard is heard
+    front.wait(lambda: deaf not in front.text(), "its going")
+    front.click(button(front, "Stop"))
+    assert ended(front, cell) == "ok"

@@ -58,6 +58,14 @@ def test_of_a_large_video_a_small_copy_plays_and_the_path_is_said(video, shown, 
     assert str(video) in capsys.readouterr().out
 
 
+def test_of_a_large_gif_the_copy_plays_as_the_video_it_is(tmp_path, shown, monkeypatch):
+    noise = np.random.default_rng(0).integers(0, 256, (9, 32, 32, 3), dtype=np.uint8)
+    path = write_video(list(noise), tmp_path / "x.gif", fps=5, progress=False)
+    monkeypatch.setattr(watch, "EMBEDDED", path.stat().st_size - 1)
+    watch.show_video(path)
+    assert shown[0].startswith("<video") and b"ftyp" in content(shown[0])[:16]
+
+
 def test_what_is_no_video_cannot_be_shrunk(tmp_path):
     (tmp_path / "x.mp4").write_bytes(b"no video")
     with pytest.raises(VideoError, match="cannot be read|could not shrink"):
@@ -67,6 +75,7 @@ def test_what_is_no_video_cannot_be_shrunk(tmp_path):
 def test_a_file_is_offered_behind_a_button_or_by_its_path(video, shown, capsys, monkeypatch):
     watch.offer_download(video)
     assert 'download="noise.mp4"' in shown[0] and "data:video/mp4" in shown[0]
+    assert "<button" not in shown[0]  # within a link Firefox does not follow a press on one
     assert content(shown[0]) == video.read_bytes()
     monkeypatch.setattr(watch, "DOWNLOADED", 10)
     watch.offer_download(video)
@@ -87,8 +96,13 @@ def in_colab(monkeypatch):
 
 def test_colab_is_asked_only_in_colab(video, shown, in_colab):
     assert colab.in_colab()
-    watch.offer_download(video)
+    watch.offer_download(video, at_once=True)
     assert in_colab == [str(video)] and shown == []
+
+
+def test_in_colab_nothing_is_downloaded_unasked(video, shown, in_colab, capsys):
+    watch.offer_download(video)
+    assert in_colab == shown == [] and "tick `download`" in capsys.readouterr().out
 
 
 def test_the_workspace_may_lie_on_drive(in_colab, monkeypatch, tmp_path):

@@ -33,7 +33,7 @@ _HOMES = {
     "Frame": "run", "Run": "run", "generate": "run", "echo": "run",
     "Session": "session", "SessionError": "session", "workspace": "session",
     "Player": "player", "Studio": "studio", "Form": "form", "Page": "page",
-    "Preflight": "preflight", "look": "preflight",
+    "Preflight": "preflight", "look": "preflight", "machine": "preflight",
     "write_video": "video",
     "preview": "watch", "progress": "watch", "show_video": "watch", "offer_download": "watch",
 }  # fmt: skip

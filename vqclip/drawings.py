@@ -5,8 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from html import escape
+from pathlib import Path
+
+import ipywidgets
 
 POINTS = 240  # of a curve: more than a screen shows does not help
+
+
+def style_sheet() -> ipywidgets.HTML:
+    """The one style sheet of panel and form, as a widget that shows nothing; both bring it, as each may be alone."""
+    rules = Path(__file__).with_name("panel.css").read_text("utf-8")
+    return ipywidgets.HTML(f"<style>{rules}</style>", layout={"display": "none"})
 
 
 def meter(now: float, best: float, trend: float, scale: float, tip: str, away: bool = False) -> str:
@@ -42,11 +51,10 @@ def bar(share: float) -> str:
 
 def curve(values: Sequence[float], marks: Sequence[int] = (), tip: str = "") -> str:
     """A line through the values, newest at the right; `marks` are places at which something was changed."""
-    shown = [value for value in values if math.isfinite(value)]
-    if len(shown) < 2:
+    stride = max(1, len(values) // POINTS)
+    picked = [value for value in (*values[:-1:stride], *values[-1:]) if math.isfinite(value)]  # looks at no others
+    if len(picked) < 2:
         return '<svg class="vqclip-curve"></svg>'
-    stride = max(1, len(shown) // POINTS)
-    picked = [*shown[:-1:stride], shown[-1]]
     low, high = min(picked), max(picked)
     x = [100 * place / (len(picked) - 1) for place in range(len(picked))]
     y = [38 - 36 * (value - low) / (high - low or 1) for value in picked]

@@ -12,8 +12,10 @@ from typing import Any
 
 import ipywidgets
 
+from .drawings import style_sheet
 from .rows import TIP
 from .settings import NAMES, Settings
+from .strings import Words
 
 SKIPPED = {"device"}  # a matter of the machine, not of the picture
 
@@ -25,21 +27,23 @@ class Form:
 
     Args:
         path: of the YAML file; it need not exist yet.
+        language: of labels and sentences, see `strings.languages`.
     """
 
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
+    def __init__(self, path: str | Path, language: str = "en"):
+        self.path, self.words = Path(path), Words(language)
         self.settings = Settings.load(self.path, missing_ok=True)
-        self.fields = {name: _field(spec, getattr(self.settings, name)) for name, spec in NAMES.items()
+        self.fields = {name: _field(spec, getattr(self.settings, name), self.words) for name, spec in NAMES.items()
                        if name not in SKIPPED}  # fmt: skip
         for name, widget in self.fields.items():
             widget.observe(lambda change, name=name: self._changed(name, change["new"]), "value")
-        self.upload = ipywidgets.FileUpload(description="like a picture", multiple=False,
-                                            **{TIP: "fill the form with the recipe in a picture or video"})  # fmt: skip
+        self.upload = ipywidgets.FileUpload(description=self.words("like"), multiple=False)
         self.upload.observe(self._uploaded, "value")
         self.said = ipywidgets.HTML()
-        lines = [_line(widget, NAMES[name].metadata["help"]) for name, widget in self.fields.items()]
-        self.widget = ipywidgets.VBox([self.upload, *lines, self.said])
+        like = _line(self.upload, escape(self.words("like_tip")))  # beside it: a tooltip of it shows in 8 only
+        lines = [_line(widget, _meaning(name, self.words)) for name, widget in self.fields.items()]
+        self.widget = ipywidgets.VBox([style_sheet(), like, *lines, self.said])
+        self.widget.add_class("vqclip-form")
 
     def _ipython_display_(self) -> None:
         from IPython.display import display
@@ -59,13 +63,16 @@ class Form:
         try:
             self.settings = self.settings.replace(**{name: value})
         except ValueError as error:
-            self.said.value = f"<b>{escape(str(error))}</b>"
+            self._refuse(str(error))
             return
         self._save()
 
     def _save(self) -> None:
         self.settings.save(self.path)
-        self.said.value = f"kept in {escape(str(self.path))}"
+        self.said.value = f'<div class="vqclip-fine">{escape(self.words("kept", path=self.path))}</div>'
+
+    def _refuse(self, reason: str) -> None:
+        self.said.value = f'<div class="vqclip-fine vqclip-warn" role="alert">{escape(reason)}</div>'
 
     def _uploaded(self, _: object) -> None:
         for name, content in uploaded(self.upload.value):
@@ -75,7 +82,7 @@ class Form:
                 try:
                     self.fill(Settings.like(path))
                 except ValueError as error:
-                    self.said.value = f"<b>{escape(str(error).replace(str(path), name))}</b>"
+                    self._refuse(str(error).replace(str(path), name))
 
 
 def uploaded(value: Any) -> list[tuple[str, bytes]]:
@@ -85,19 +92,28 @@ def uploaded(value: Any) -> list[tuple[str, bytes]]:
     return [(entry["name"], bytes(entry["content"])) for entry in value]
 
 
-def _line(field: Any, help: str) -> ipywidgets.HBox:
+def _meaning(name: str, words: Words) -> str:
+    """What a setting does, after the name that the command line and the README have for it."""
+    sentence = re.sub("`(.+?)`", r"<code>\1</code>", escape(words(f"{name}_tip")))
+    return f"<code><b>{name}</b></code> {sentence}"
+
+
+def _line(field: Any, said: str) -> ipywidgets.HBox:
     """A field with its meaning beside it, or below it where the page is narrow."""
-    said = re.sub("`(.+?)`", r"<code>\1</code>", escape(help))
-    meaning = ipywidgets.HTML(f'<div style="opacity: .75; line-height: 1.3">{said}</div>',
-                              layout={"flex": "1 1 18em", "width": "auto", "min_width": "0"})  # fmt: skip
-    return ipywidgets.HBox([field, meaning], layout={"flex_flow": "row wrap", "align_items": "center"})
+    field.add_class("vqclip-field")
+    meaning = ipywidgets.HTML(f'<div class="vqclip-fine">{said}</div>')
+    meaning.add_class("vqclip-meaning")
+    line = ipywidgets.HBox([field, meaning])
+    line.add_class("vqclip-line")
+    return line
 
 
-def _field(spec: Field, value: Any) -> Any:
+def _field(spec: Field, value: Any, words: Words) -> Any:
     """The widget that suits a setting: by its type, range and choices."""
     low, high, choices = (spec.metadata[key] for key in ("low", "high", "choices"))
-    traits = {"description": spec.name, "style": {"description_width": "8em"}, "layout": {"flex": "1 1 22em",
-              "max_width": "100%"}, TIP: spec.metadata["help"], "value": _shown(value)}  # fmt: skip
+    tip = words(f"{spec.name}_tip").replace("`", "")
+    traits = {"description": words(spec.name), TIP: f"{spec.name}: {tip}", "value": _shown(value),
+              "style": {"description_width": "11em"}}  # fmt: skip
     if choices:
         return ipywidgets.Dropdown(options=choices, **traits)
     if isinstance(value, (int, float)):

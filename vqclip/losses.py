@@ -16,7 +16,7 @@ from torch import Tensor
 from .cutouts import Cutouts, Draw
 from .ops import gather_grad, great_circle, straight_through
 from .perceptor import Perceptor
-from .prompts import Prompt
+from .prompts import Prompt, labels
 
 
 def tv(image: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ class PromptLoss:
         """
         self.texts = len(texts)  # the first so many prompts are words, the others pictures
         self.prompts = (*texts, *pictures)
-        self.labels = _labels(self.prompts)
+        self.labels = labels(self.prompts)
         for prompt in texts:
             if prompt.text not in self._read:
                 self._read[prompt.text] = self.perceptor.encode_text([prompt.text])
@@ -134,12 +134,3 @@ class PromptLoss:
         signed = great_circle(embedded, self.targets) * weight.sign()  # (n', T)
         halted = straight_through(signed, torch.maximum(signed, stop))  # the value as it is, no gradient below stop
         return (halted * weight.abs() * self.share).sum()
-
-
-def _labels(prompts: Sequence[Prompt]) -> tuple[str, ...]:
-    """A name for each prompt: its text, with a number behind one that was there before."""
-    labels: list[str] = []
-    for prompt in prompts:
-        seen = sum(label == prompt.text or label.startswith(f"{prompt.text} #") for label in labels)
-        labels.append(f"{prompt.text} #{seen + 1}" if seen else prompt.text)
-    return tuple(labels)

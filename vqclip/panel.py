@@ -10,13 +10,12 @@ import io
 import math
 import time
 from html import escape
-from pathlib import Path
 from typing import Any
 
 import ipywidgets
 from PIL import Image
 
-from .drawings import bar, curve
+from .drawings import bar, curve, style_sheet
 from .hearing import Ear
 from .player import Player
 from .preflight import duration
@@ -41,6 +40,7 @@ class Panel:
     def __init__(self, player: Player, language: str = "en", on_play: Any = None):
         self.player, self.words, self.on_play = player, Words(language), on_play
         self.shown, self.painted = None, 0.0  # the frame on display, and when it was put there
+        self._read: list[str] | None = None  # the texts whose tokens are on display
         now = player.now
         self.picture = ipywidgets.Image(format="jpeg", value=_jpeg(_first(player)))
         self.picture.add_class("vqclip-picture")
@@ -48,7 +48,8 @@ class Panel:
                         (("play", "play"), ("pause", "pause"), ("stop", "stop"))}  # fmt: skip
         self.status, self.note, self.progress, self.losses, self.tokens = (ipywidgets.HTML() for _ in range(5))
         self.note.add_class("vqclip-fine")
-        self.rows = PromptRows(now.prompts, self.words, lambda text: self._change(prompts=text), self._refuse)
+        self.rows = PromptRows(now.prompts, self.words, lambda text: self._change(prompts=text), self._refuse,
+                               now.image_prompts)  # fmt: skip
         self.controls = {
             "lr": self._slider("lr", ipywidgets.FloatLogSlider, now.lr, min=min(-3, _exponent(now.lr)),
                                max=max(0.5, _exponent(now.lr)), step=0.05, readout_format=".3g"),
@@ -58,7 +59,7 @@ class Panel:
         }  # fmt: skip
         self.steps = self._control("steps", ipywidgets.BoundedIntText, player.steps, min=1, max=1_000_000)
         self.steps.observe(self._set_steps, "value")
-        self.ear, self._deaf = Ear(), False
+        self.ear, self._deaf, self._said = Ear(), False, ""
         self.widget = self._layout()
         self.paint()
 
@@ -70,15 +71,19 @@ class Panel:
         if frame is not None and frame is not self.shown:
             self.shown = frame
             self.picture.value = _jpeg(frame.pil)
-            self.rows.paint(tuple(frame.similarity), player.history.meters)
+            self.rows.paint(frame.similarity, player.history.meters)
             self.losses.value = self._curve()
         self.progress.value = self._progress()
         self.status.value = self._status()
         if player.run is not None:
-            self.tokens.value = self._tokens()
-        self.buttons["play"].disabled = player.state == "painting"
-        self.buttons["pause"].disabled = player.state != "painting"
-        self.buttons["stop"].disabled = not player.alive
+            judges = [judge for _, judge in player.run.judges()]
+            texts = [prompt.text for judge in judges for prompt in judge.prompts[: judge.texts]]
+            if texts != self._read:  # counting takes longer than all else but a new picture
+                self._read, self.tokens.value = texts, self._tokens()
+        state = player.state
+        self.buttons["play"].disabled = state in ("loading", "painting")
+        self.buttons["pause"].disabled = state != "painting"
+        self.buttons["stop"].disabled = not player.alive or state == "stopping"
 
     def refresh(self) -> None:
         """Paint if the last time is `INTERVAL` ago."""
@@ -88,12 +93,15 @@ class Panel:
     def listen(self) -> None:
         """Say so when the page's messages do not arrive, and no longer once they do."""
         deaf = not self.ear.listen()
-        if deaf != self._deaf:
-            self._deaf = deaf
-            self.say(self.words("deaf") if deaf else "")
+        if deaf and not self._deaf:
+            self.say(self.words("deaf"))
+        elif self._deaf and not deaf and self._said == self.words("deaf"):  # not what was said since, of what arrived
+            self.say()
+        self._deaf = deaf
 
     def say(self, text: str = "", warn: bool = True) -> None:
         """Put a note under the status; without text, take it away."""
+        self._said = text
         self.note.value = f'<span class="{"vqclip-warn" * warn}">{escape(text)}</span>' if text else ""
 
     # What is pressed and moved
@@ -107,10 +115,13 @@ class Panel:
             self.say(self.words("run_cell"))
 
     def _pressed(self, name: str) -> None:
+        self.ear.hear()
         self.say()
         {"play": self._play, "pause": self.player.pause, "stop": self.player.halt}[name]()
+        self.paint()  # at once: what was asked for may take its time
 
     def _change(self, **changes: Any) -> None:
+        self.ear.hear()
         self.player.change(**changes)
         self.say()
 
@@ -121,10 +132,12 @@ class Panel:
             self._refuse(error)
 
     def _set_steps(self, change: dict[str, Any]) -> None:
+        self.ear.hear()
         self.player.steps = change["new"]
         self.say()
 
     def _refuse(self, error: ValueError) -> None:
+        self.ear.hear()
         self.say(str(error))
 
     # What is shown
@@ -132,9 +145,9 @@ class Panel:
     def _status(self) -> str:
         player = self.player
         error = player.error
-        reason = f"{error}" if isinstance(error, (ValueError, ArithmeticError)) else f"{type(error).__name__}: {error}"
         again = self.words("again_page" if self.on_play else "again_cell")
-        text = self.words(player.state, reason=reason.rstrip("."), again=again)
+        state = "stopping_load" if player.state == "stopping" and player.run is None else player.state
+        text = self.words(state, reason=reason(error).rstrip("."), again=again)
         where = self.words("kept", path=player.session.path) if player.session else ""
         return (f'<div class="vqclip-status{" vqclip-failed" * bool(error)}" role="status">{escape(text)}</div>'
                 f'<div class="vqclip-fine">{escape(where)}</div>')  # fmt: skip
@@ -175,8 +188,9 @@ class Panel:
         return button
 
     def _control(self, name: str, kind: type, value: float, **traits: Any) -> Any:
+        tip = {TIP: f"{name}: {self.words(f'{name}_tip')}"}
         return kind(value=value, description=self.words(name), continuous_update=False,
-                    style={"description_width": "8.5em"}, **{TIP: self.words(f"{name}_tip")}, **traits)  # fmt: skip
+                    style={"description_width": "8.5em"}, **tip, **traits)  # fmt: skip
 
     def _slider(self, name: str, kind: type, value: float, **traits: Any) -> Any:
         slider = self._control(name, kind, value, **traits)
@@ -184,28 +198,42 @@ class Panel:
         return slider
 
     def _layout(self) -> ipywidgets.Box:
-        style = ipywidgets.HTML(f"<style>{Path(__file__).with_name('panel.css').read_text('utf-8')}</style>",
-                                layout={"display": "none"})  # fmt: skip
+        framed = ipywidgets.VBox([self.picture, _told(self.words("picture_tip"))])
+        framed.add_class("vqclip-framed")
         buttons = ipywidgets.HBox(list(self.buttons.values()))
         buttons.add_class("vqclip-buttons")
         controls = ipywidgets.VBox([*self.controls.values(), self.steps])
         controls.add_class("vqclip-controls")
-        left = ipywidgets.VBox([style, self.ear.widget, self.picture, buttons, self.progress, self.status, self.note])
+        left = ipywidgets.VBox([style_sheet(), self.ear.widget, framed, buttons, self.progress, self.status,
+                                self.note])  # fmt: skip
         left.add_class("vqclip-left")
-        right = ipywidgets.VBox([_heading(self.words("prompts")), self.rows.box, self.rows.add, self.rows.shares,
-                                 self.tokens, _heading(self.words("controls")), controls, self.losses])  # fmt: skip
+        prompts = _heading(self.words("prompts"), self.words("prompt_tip"))
+        right = ipywidgets.VBox([prompts, self.rows.box, self.rows.add, self.rows.shares, self.tokens,
+                                 _heading(self.words("controls")), controls, self.losses])  # fmt: skip
         right.add_class("vqclip-right")
         whole = ipywidgets.Box([left, right])
         whole.add_class("vqclip-studio")
         return whole
 
 
+def reason(error: BaseException | None) -> str:
+    """What an error says, for people: ours are sentences by themselves; of another its kind is said, too."""
+    return f"{error}" if isinstance(error, (ValueError, ArithmeticError)) else f"{type(error).__name__}: {error}"
+
+
 def _warning(text: str) -> str:
     return f' <span class="vqclip-warn">· {escape(text)}</span>'
 
 
-def _heading(text: str) -> ipywidgets.HTML:
-    return ipywidgets.HTML(f"<h4>{escape(text)}</h4>")
+def _heading(text: str, tip: str = "") -> ipywidgets.HTML:
+    return ipywidgets.HTML(f'<h4 title="{escape(tip)}">{escape(text)}</h4>')
+
+
+def _told(tip: str) -> ipywidgets.HTML:
+    """A mark to point at, for what can have no tooltip: an Image has none in ipywidgets 7, and breaks with one in 8."""
+    told = ipywidgets.HTML(f'<span role="img" aria-label="{escape(tip)}" title="{escape(tip)}">ⓘ</span>')
+    told.add_class("vqclip-told")
+    return told
 
 
 def _exponent(value: float) -> float:

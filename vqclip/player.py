@@ -71,7 +71,7 @@ class Player:
         session: to go on with; then settings and home are its own.
 
     Attributes:
-        state: "ready", "loading", "painting", "paused", "stopped" (by `stop`), "done" or "failed".
+        state: "ready", "loading", "painting", "paused", "stopping", "stopped" (by `stop`), "done" or "failed".
         error: what ended it, if something did.
         session, run: once loaded.
         frame: the newest.
@@ -85,7 +85,7 @@ class Player:
         self.settings = session.settings if session else settings or Settings()
         self.home = session.path.parent.parent if session else workspace(home)
         self.run: Run | None = None
-        self.state, self.error = "ready", None
+        self._state, self.error = "ready", None
         self.frame: Frame | None = None
         self.history = History()
         self.speed: float | None = None
@@ -93,12 +93,20 @@ class Player:
         self._wanted: dict[str, Any] = {}  # changes that the run has not been told yet
         self._telling = threading.Lock()
         self._going, self._halting = threading.Event(), threading.Event()
+        self._deciding, self._leaving = threading.Lock(), False  # whether the thread has decided to end
         self._thread: threading.Thread | None = None
 
     @property
     def alive(self) -> bool:
         """Whether the thread is there: loading, painting or paused."""
         return self._thread is not None and self._thread.is_alive()
+
+    @property
+    def state(self) -> str:
+        """Where it stands; "stopping" from the moment it was asked to until what cannot be broken off is over."""
+        if self._halting.is_set() and self.alive and self._state in ("loading", "painting", "paused"):
+            return "stopping"
+        return self._state
 
     @property
     def now(self) -> Settings:
@@ -118,23 +126,25 @@ class Player:
             self.run.steps = self._steps
 
     def play(self) -> None:
-        """Begin, or go on from a pause, a stop, an error or the end."""
-        if self.alive and self._halting.is_set():
-            self._thread.join()
-        self._halting.clear()
-        self._going.set()
-        if not self.alive:
-            self.error = None
-            self.state = "painting" if self.run else "loading"
-            self._thread = threading.Thread(target=self._work, name="vqclip player", daemon=True)
-            self._thread.start()
+        """Begin, or go on from a pause, a stop, an error or the end; a stop that is still to come is taken back."""
+        with self._deciding:
+            self._halting.clear()
+            self._going.set()
+            if self.alive and not self._leaving:
+                return
+        if self._thread:
+            self._thread.join()  # all that is left to it is to put things on disk
+        self.error, self._leaving = None, False
+        self._state = "painting" if self.run else "loading"
+        self._thread = threading.Thread(target=self._work, name="vqclip player", daemon=True)
+        self._thread.start()
 
     def pause(self) -> None:
         """Rest after the step that is being made, until `play` or `stop`."""
         self._going.clear()
 
     def halt(self) -> None:
-        """End after the step that is being made; does not wait for it."""
+        """End after the step that is being made, or once all is loaded; does not wait for it."""
         self._halting.set()
         self._going.set()
 
@@ -153,16 +163,22 @@ class Player:
         try:
             if self.run is None:
                 self._load()
-            with closing(self.session.record(self.run)) as frames:
-                while self._may_step():
-                    before = time.monotonic()
-                    frame = next(frames, None)
-                    if frame is None:
-                        break
-                    self._see(frame, time.monotonic() - before)
-            self.state = "stopped" if self._halting.is_set() else "done"
+            self._state = "stopped" if self._ends() or not self._to_the_end() else "done"
         except BaseException as error:  # of whatever kind: its place is in the panel and in the cell, not in a thread
-            self.error, self.state = error, "failed"
+            self.error, self._state = error, "failed"
+
+    def _to_the_end(self) -> bool:
+        """Make steps and keep them; False if it was asked to end before the last."""
+        if self.session is None:  # not before it is sure to paint: one that was stopped while it loads leaves no folder
+            self.session = Session.create(self.home, self.run)
+        with closing(self.session.record(self.run)) as frames:
+            while self._may_step():
+                before = time.monotonic()
+                frame = next(frames, None)
+                if frame is None:
+                    return True
+                self._see(frame, time.monotonic() - before)
+        return False
 
     def _load(self) -> None:
         checkpoints = self.home / "checkpoints"
@@ -174,18 +190,24 @@ class Player:
             with self._telling:  # what was changed before the start is how it starts
                 self.settings, self._wanted = self.settings.replace(**self._wanted), {}
             run = generate(settings=self.settings, root=checkpoints)
-            self.session = Session.create(self.home, run)
         run.steps = self._steps
         self.run = run
+
+    def _ends(self) -> bool:
+        """Whether it was asked to end. From then on it cannot be taken back."""
+        with self._deciding:
+            if self._halting.is_set():
+                self._leaving = True
+            return self._leaving
 
     def _may_step(self) -> bool:
         """Wait while paused, hand over what was changed; False to end."""
         if not self._going.is_set():
-            self.state = "paused"
+            self._state = "paused"
             self._going.wait()
-        if self._halting.is_set():
+        if self._ends():
             return False
-        self.state = "painting"
+        self._state = "painting"
         with self._telling:
             if self._wanted:
                 self.run.change(**self._wanted)

@@ -3,6 +3,7 @@
     run = vqclip.generate("desert:50 | snow:25", size=(512, 384))
     report = preflight.look(run, "workspace")
     print("\n".join(report.lines()))
+    print(preflight.machine())              what there is to paint on
     for frame in preflight.paced(session.record(run), run, print): ...       says after three how long it will take
 """
 
@@ -14,13 +15,26 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
+
+import torch
 
 from . import memory
+from .catalogue import find
 from .catalogue import size as in_words
+from .cutouts import Cutouts
 from .memory import Need
-from .run import Frame, Run, echo
+from .perceptor import build_clip, openai_clip
+from .precision import Dtypes, able, dtypes
+from .run import Frame, Run, echo, pick_device
+from .settings import LARGEST, Settings
 from .video import plan
+from .vqgan import VQGAN
 
+PAINTER, JUDGE = "imagenet_f16_16384", "ViT-B/32"  # the classic pair
+VIT_B_32 = dict(embed_dim=512, image_resolution=224, vision_layers=12, vision_width=768, vision_patch_size=32,
+                context_length=77, vocab_size=49408, transformer_width=512, transformer_heads=8,
+                transformer_layers=12)  # as openai-clip has it  # fmt: skip
 TIMED = 3  # steps after which the pace is known; the first one also warms up, and does not count
 LINE = 400  # bytes of a step's line in losses.jsonl, about
 
@@ -144,6 +158,47 @@ def fitting(run: Run, free: int) -> Fit | None:
     while not fits(low, chunk):
         chunk = -(-chunk // 2)
     return Fit(size(low), chunk)
+
+
+def machine(device: str = "auto") -> str:
+    """What paints on this machine and what fits, in a plain sentence.
+
+    Raises:
+        SettingsError: there is no such device.
+    """
+    chosen = pick_device(device)
+    free = memory.free(chosen)
+    if chosen.type == "cpu":
+        room = "" if free is None else f", with {in_words(free)} of memory free"
+        return (f"no graphics card: the processor paints{room}. That is enough for the embedded pair; for the big "
+                "models take a machine with a card (in Colab: Runtime, Change runtime type)")  # fmt: skip
+    here = able(chosen)
+    if chosen.type != "cuda":
+        return f"{here.name} paints; the embedded pair fits, and of a larger one `03_parameters` says what does"
+    total = torch.cuda.get_device_properties(chosen).total_memory
+    card = f"graphics card: {here.name} with {in_words(total)} of memory, {in_words(free)} of it free."
+    fit = classic(free, dtypes("auto", here))
+    if fit is None:
+        return f"{card} That is enough for the embedded pair, and too little for {PAINTER} with {JUDGE}"
+    width, height = fit.size
+    return f"{card} {PAINTER} with {JUDGE} paints up to {width}x{height} on it (chunk={fit.chunk})"
+
+
+def classic(free: int, precision: Dtypes) -> Fit | None:
+    """The largest square that the classic pair paints in so much memory, 32 glimpses a step; None if none does.
+
+    It is counted on networks that have shapes only: nothing is fetched.
+    """
+    with torch.device("meta"):
+        painter = VQGAN(**find(PAINTER).config).requires_grad_(False).paint_in(precision.painter)
+        weights = openai_clip("model").CLIP(**VIT_B_32).state_dict()
+    judge = build_clip(weights, JUDGE, precision.judge)
+    painter.sparing = True  # as a run of that size has it
+    models = {**dict(painter.named_parameters()), **dict(judge.named_parameters())}
+    free -= sum(tensor.nbytes for tensor in models.values())
+    seen = SimpleNamespace(perceptor=judge, cutouts=Cutouts(judge.size, 32), at_once=32)
+    return fitting(SimpleNamespace(latent=SimpleNamespace(vqgan=painter), judges=lambda: [(JUDGE, seen)],
+                                   settings=Settings(size=LARGEST)), free)  # fmt: skip
 
 
 def pace(run: Run) -> float:

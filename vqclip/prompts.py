@@ -118,6 +118,15 @@ def describe(prompts: Iterable[Prompt]) -> str:
     return " · ".join(_share(p) for p in normalise(prompts))
 
 
+def labels(prompts: Iterable[Prompt]) -> tuple[str, ...]:
+    """A name for each prompt, by which its similarity goes: its text, numbered if it was there before."""
+    found: list[str] = []
+    for prompt in prompts:
+        seen = sum(label == prompt.text or label.startswith(f"{prompt.text} #") for label in found)
+        found.append(f"{prompt.text} #{seen + 1}" if seen else prompt.text)
+    return tuple(found)
+
+
 def default_stop(weight: float) -> float:
     """The stop of a prompt that names none: `SAFE_STOP` for one to shun, else -inf, which is never."""
     return SAFE_STOP if weight < 0 else -math.inf

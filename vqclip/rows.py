@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
+from html import escape
 
 import ipywidgets
 
@@ -25,9 +27,13 @@ class Row:
         weight = prompt.weight if prompt else end / 2
         self.text = ipywidgets.Text(value=written(prompt.text) if prompt else "", placeholder=words("prompt_hint"),
                                     continuous_update=False, **{TIP: words("prompt_tip")})  # fmt: skip
+        # With a label, as it is the label that has a slider's tooltip, in ipywidgets 7 and 8.
         self.weight = ipywidgets.FloatSlider(value=weight, min=-end, max=end, step=end / 100, readout_format=".3g",
-                                             continuous_update=False, **{TIP: words("weight_tip")})  # fmt: skip
+                                             continuous_update=False, description=words("weight"),
+                                             style={"description_width": "initial"},
+                                             **{TIP: words("weight_tip")})  # fmt: skip
         self.remove = ipywidgets.Button(icon="times", tooltip=words("remove"))
+        self.label: str | None = None  # by which the run knows its similarity
         self.meter = ipywidgets.HTML()
         self.meter.add_class("vqclip-meter-box")
         self.widget = ipywidgets.HBox([self.text, self.weight, self.remove, self.meter])
@@ -46,11 +52,15 @@ class Row:
 
 
 class PromptRows:
-    """All rows. `changed` is called with the prompts as one text; what is wrong with them goes to `refused`."""
+    """All rows. `changed` is called with the prompts as one text; what is wrong with them goes to `refused`.
+
+    `pictures` are prompts that no row has, but that share in the weights: the image prompts, as text.
+    """
 
     def __init__(self, prompts: str, words: Words, changed: Callable[[str], None],
-                 refused: Callable[[ValueError], None]):  # fmt: skip
+                 refused: Callable[[ValueError], None], pictures: str = ""):  # fmt: skip
         self.words, self.changed, self.refused = words, changed, refused
+        self.pictures = prompt_language.parse_optional(pictures)
         self.box = ipywidgets.VBox()
         self.shares = ipywidgets.HTML()
         self.shares.add_class("vqclip-fine")
@@ -65,12 +75,14 @@ class PromptRows:
         largest = max((abs(prompt.weight) for prompt in parsed), default=1.0)
         self.end = next((end for end in ROUND if end > largest), 2 * largest)
         self._set_rows([self._row(prompt) for prompt in parsed] or [self._row(None)])
-        self.shares.value = prompt_language.describe(parsed) if parsed else ""
+        self._share(parsed)
 
-    def paint(self, labels: tuple[str, ...], meters: dict[str, Meter]) -> None:
-        """Show how similar the picture is to each prompt; `labels` name them, in the rows' order."""
-        filled = [row for row in self.rows if row.text.value.strip()]
-        known = [(row, meters[label]) for row, label in zip(filled, labels, strict=False) if label in meters]
+    def paint(self, measured: Collection[str], meters: dict[str, Meter]) -> None:
+        """Show how similar the picture is to each prompt, of those whose labels were measured with it.
+
+        Rows and picture find each other by words, as the picture may be of before a row came, went or was rewritten.
+        """
+        known = [(row, meters[row.label]) for row in self.rows if row.label in measured and row.label in meters]
         scale = full_scale([one.best for _, one in known])
         for row, one in known:
             tip = self.words("meter_tip", text=row.text.value, now=f"{one.now:.3f}", best=f"{one.best:.3f}")
@@ -85,6 +97,7 @@ class PromptRows:
 
     def _set_rows(self, rows: list[Row]) -> None:
         self.rows = rows
+        self._name()
         self.box.children = [row.widget for row in rows]
         for row in rows:
             row.remove.disabled = len(rows) == 1
@@ -95,15 +108,34 @@ class PromptRows:
             widget.close()
         self._edited()
 
+    def _name(self) -> None:
+        """Give each row that is one prompt its label; none to those that are empty, or that nobody can read."""
+        said = {}
+        for row in self.rows:
+            with suppress(ValueError):
+                if len(prompts := row.prompts()) == 1:
+                    said[row] = prompts[0]
+        names = dict(zip(said, prompt_language.labels(said.values()), strict=True))
+        for row in self.rows:
+            if row.label != names.get(row):
+                row.label, row.meter.value = names.get(row), ""  # what it showed was of other words
+
+    def _share(self, prompts: Sequence[Prompt]) -> None:
+        """Say which share each has in one whole, image prompts among them, as in the loop."""
+        every = (*prompts, *self.pictures)
+        self.shares.value = escape(prompt_language.describe(every)) if every else ""
+
     def _edited(self, _: object = None) -> None:
+        self._name()
         try:
             prompts = [prompt for row in self.rows for prompt in row.prompts()]
-            text = prompt_language.format_prompts(prompt_language.parse(prompts))
+            alone = self.pictures and not prompts  # pictures do without words
+            text = "" if alone else prompt_language.format_prompts(prompt_language.parse(prompts))
             self.changed(text)
         except ValueError as error:  # PromptError, SettingsError: nothing was changed
             self.refused(error)
             return
-        self.shares.value = prompt_language.describe(prompts)
+        self._share(prompts)
         filled = [(row.text.value, row.weight.value) for row in self.rows if row.text.value.strip()]
         if filled != [(written(prompt.text), prompt.weight) for prompt in prompts]:
             self.show(text)  # bars or weights were typed into a row

@@ -82,6 +82,10 @@ class Settings:
             raise SettingsError(f"there is no setting {unknown[0]!r}; there are {', '.join(NAMES)}")
         return replace_fields(self, **changes)
 
+    def filled(self, width: int, height: int, steps: int = 0, cutouts: int = 0, **others: Any) -> Settings:
+        """These settings as a notebook's form fills them in: 0 steps or cutouts leave those there are."""
+        return self.replace(size=(width, height), steps=steps or self.steps, cutouts=cutouts or self.cutouts, **others)
+
     def override(self, pairs: Iterable[str]) -> Settings:
         """These settings with `key=value` texts applied, as typed on a command line."""
         changes = {}

@@ -70,6 +70,8 @@ class Studio:
         try:
             await self._watch()
         except (asyncio.CancelledError, KeyboardInterrupt):  # the cell's own stop button: stop early, keep the picture
+            self.player.halt()
+            self.panel.paint()  # says so at once: a step, or loading, cannot be broken off
             if uncancel := getattr(asyncio.current_task(), "uncancel", None):  # since Python 3.11
                 uncancel()
         finally:

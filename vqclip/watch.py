@@ -73,29 +73,56 @@ def show_video(path: str | Path) -> None:
     from IPython.display import HTML, display
 
     path = Path(path)
-    with tempfile.TemporaryDirectory() as folder:
-        small = path if path.stat().st_size <= EMBEDDED else shrink_video(path, Path(folder) / "preview.mp4", EMBEDDED)
-        source = base64.b64encode(small.read_bytes()).decode()
+    data, kind = playable(path)
+    source = base64.b64encode(data).decode()
     # Plain tags, because Jupyter's own Video is emptied when a notebook is opened again untrusted.
-    if path.suffix == ".mp4":
+    if kind == "mp4":
         tag = '<video controls loop playsinline style="max-width: 100%; width: 512px" src="data:video/mp4;base64,{}">'
     else:
-        tag = f'<img style="max-width: 100%; width: 512px" src="data:image/{path.suffix[1:]};base64,{{}}">'
+        tag = f'<img style="max-width: 100%; width: 512px" src="data:image/{kind};base64,{{}}">'
     display(HTML(tag.format(source)))
-    print(path if small == path else f"{path} has {path.stat().st_size / 1e6:.0f} MB; what plays here is a small copy")
+    size = path.stat().st_size
+    print(path if len(data) == size else f"{path} has {size / 1e6:.0f} MB; what plays here is a small copy")
 
 
-def offer_download(path: str | Path) -> None:
-    """Offer a file to be saved where the browser is: in Colab at once, elsewhere by a button in the page."""
+def playable(path: Path) -> tuple[bytes, str]:
+    """What a page can play of a video: (its bytes or, if those are too many, a smaller copy's; "mp4", "gif" or "webp").
+
+    Raises:
+        VideoError: it is too large and cannot be read.
+    """
+    if path.stat().st_size <= EMBEDDED:
+        return path.read_bytes(), path.suffix[1:].lower()
+    with tempfile.TemporaryDirectory() as folder:
+        return shrink_video(path, Path(folder) / "preview.mp4", EMBEDDED).read_bytes(), "mp4"
+
+
+def offer_download(path: str | Path, at_once: bool = False) -> None:
+    """Offer a file to be saved where the browser is, by a button in the page.
+
+    In Colab, whose pages take no such button of ours, it is handed over where `at_once` says so, and never otherwise:
+    cells that are run all together should start no download.
+    """
     from IPython.display import HTML, display
 
     path = Path(path)
     if colab.in_colab():
-        colab.download(path)
-    elif path.stat().st_size <= DOWNLOADED:
-        kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
-        source = base64.b64encode(path.read_bytes()).decode()
-        display(HTML(f'<a download="{escape(path.name)}" href="data:{kind};base64,{source}"><button class='
-                     f'"jupyter-button mod-primary">⬇ {escape(path.name)}</button></a>'))  # fmt: skip
+        if at_once:
+            colab.download(path)
+        else:
+            print(f"{path} is ready: tick `download` and run this cell again to save it on your computer")
+    elif link := download_link(path):
+        display(HTML(link))
     else:
         print(f"{path} has {path.stat().st_size / 1e6:.0f} MB, too much to pass through a page: it is there")
+
+
+def download_link(path: Path) -> str | None:
+    """A button in HTML that saves a file where the browser is; None for one too large to be carried by a page."""
+    if path.stat().st_size > DOWNLOADED:
+        return None
+    kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+    source = base64.b64encode(path.read_bytes()).decode()
+    # A link that looks like a button: within a link, Firefox does not follow a press on a real one.
+    return (f'<a class="jupyter-button mod-primary" style="text-decoration: none; width: auto" '
+            f'download="{escape(path.name)}" href="data:{kind};base64,{source}">⬇ {escape(path.name)}</a>')  # fmt: skip
