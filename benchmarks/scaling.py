@@ -80,7 +80,8 @@ def draw(found: list[dict[str, Any]], about: dict[str, Any], path: Path) -> None
                 some = sorted((one for one in found if one["side"] == side and one[held] == middle[held]),
                               key=lambda one: one[varied])  # fmt: skip
                 axis.plot([one[varied] for one in some], [one[what] / scale for one in some], "o-", label=name)
-            axis.set(xlabel={"size": "side of the picture", "cutouts": "cutouts"}[varied], ylabel=unit, ylim=0)
+            axis.set(xlabel={"size": "side of the picture", "cutouts": "cutouts"}[varied], ylabel=unit)
+            axis.set_ylim(0, 1.1 * axis.dataLim.y1)
             axis.set_title(f"{middle[held]} {'cutouts' if held == 'cutouts' else 'pixels a side'}", fontsize=9)
             axis.legend(fontsize=8)
     figure.suptitle(f"{about['device']}, {about['threads']} threads, torch {about['torch']}", fontsize=9)

@@ -275,9 +275,9 @@ def test_the_count_is_that_of_a_real_step(vqgan, name, request, monkeypatch):
     need = needed(run)
     cutouts = Cutouts(judge.cutouts.size, 4, how=judge.cutouts.how)
     real = kept(lambda: judge.perceptor.encode_image(cutouts(image)), judge.perceptor)
-    assert real > 1_000_000 and need.judges == pytest.approx(real, rel=0.1)
+    assert real > 500_000 and need.judges == pytest.approx(real, rel=0.1)
     real = kept(lambda: vqgan.decode(torch.rand(1, 8, 16, 24, requires_grad=True)), vqgan)
-    assert real > 1_000_000 and need.painter == pytest.approx(real, rel=0.1)
+    assert real > 500_000 and need.painter == pytest.approx(real, rel=0.1)
     monkeypatch.setattr(vqgan, "sparing", True)
     real = kept(lambda: vqgan.decode(torch.rand(1, 8, 16, 24, requires_grad=True)), vqgan)
     assert real < needed(run).painter < need.painter

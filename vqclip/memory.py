@@ -4,9 +4,9 @@ The need is counted, not guessed: the networks of a run go through one step on t
 shapes and no values, while autograd tells what it would keep for the way back. That takes a moment and no memory, and
 holds for every architecture. What autograd does not know of, gradients on their way and copies that kernels make, is
 an allowance, fitted to peaks that were measured on a CPU with a full-size pair (imagenet_f16_16384, ViT-B/32) and one
-thread, at 128x128 and 256x256 with 32 cutouts, 256x256 and 384x384 with 8: .93 to 1.00 of what is said in float32, .79
-to .93 in bfloat16; with a painter that keeps little .90 at 512x512 and .88 at 1024x1024. Graphics cards were not
-measured; there, libraries take some hundred MB besides.
+thread, at 128x128 and 256x256 with 32 cutouts, 256x256 and 384x384 with 8: .92 to 1.00 of what is said in float32, .85
+to .99 in bfloat16; with a painter that keeps little .84 at 512x512. Graphics cards were not measured; there, libraries
+take some hundred MB besides.
 """
 
 from __future__ import annotations
@@ -30,13 +30,11 @@ if TYPE_CHECKING:
     from .run import Run
     from .vqgan import VQGAN
 
-PAINTER, JUDGES = 1.15, 1.5  # what each takes at its height, as a multiple of what autograd keeps of it
-# In bfloat16 a processor's convolutions make copies in float32 besides.
-COPIES = 1.35
+PAINTER, JUDGES = 1.65, 1.75  # what each takes at its height, as a multiple of what autograd keeps of it
 # A painter whose gradients go back patch by patch keeps nothing, and has this share of it at one time while it paints:
-# on the shipped one at 512x512 it was 0.22 in float32 and 0.47 in bfloat16, at 256x256 0.48 and 0.68 (137 and 55 MB).
-FORWARD = 0.5
-SIXTEEN = 0.6  # of a judge's memory in sixteen bits: norms and the picture stay in float32; fitted as above
+# on the shipped one at 512x512 .74 in float32 and .56 in bfloat16 (486 and 182 MB), at 256x256 .9 in bfloat16 (55 MB).
+FORWARD = 0.8
+SIXTEEN = 0.36  # of a judge's memory in sixteen bits: norms and the picture stay in float32; fitted as above
 
 _EXHAUSTED = re.compile(r"can't allocate memory|not enough memory|out of memory|ALLOC_FAILED", re.IGNORECASE)
 
@@ -138,8 +136,7 @@ def _painted(hollow: VQGAN, z: Tensor) -> int:
 
     through = weighed if hollow.sparing else None
     all_kept = kept(lambda: decode(hollow.decoder, hollow.post_quant_conv(z), through), hollow)
-    share = FORWARD if hollow.patches is not None else 1.0 if hollow.precision == torch.float32 else COPIES
-    return round(share * (all_kept + largest))
+    return round((1.0 if hollow.patches is None else FORWARD) * (all_kept + largest))
 
 
 def _judged(judge: PromptLoss, image: Tensor, n: int) -> int:
