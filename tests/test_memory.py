@@ -313,4 +313,4 @@ def test_a_painter_keeps_nothing_where_gradients_go_back_patch_by_patch(vit):
     assert kept(lambda: patchwise.decode(z), patchwise) == 0
     plain = vqclip.VQGAN(quick.DDCONFIG, n_embed=32, embed_dim=8).requires_grad_(False)
     needs = [needed(vqclip.generate("a", model, vit, size=48, cutouts=4, device="cpu")) for model in (patchwise, plain)]
-    assert 0 < needs[0].painter < 0.6 * needs[1].painter and needs[0].judges == needs[1].judges
+    assert 0 < needs[0].painter < 0.9 * needs[1].painter and needs[0].judges == needs[1].judges
