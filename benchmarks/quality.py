@@ -57,7 +57,7 @@ def paint(models: Models, prompt: str, seed: int, size: int, cutouts: int, steps
 
     @torch.no_grad()
     def alike(codes: torch.Tensor) -> float:
-        picture = painter.decode(painter.embed(codes)).clamp(0, 1)
+        picture = painter.decode(painter.embed(codes.view(1, *codes.shape[-2:]))).clamp(0, 1)
         fresh.generator.manual_seed(10_000 + seed)
         return float((judge.encode_image(fresh(picture)) @ words.T).mean())
 

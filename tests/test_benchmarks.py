@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import bench, measure
+from benchmarks import bench, measure, quality
 from benchmarks.floor import operations
 from benchmarks.models import Models
 from benchmarks.profile import stages
@@ -49,6 +49,14 @@ def test_ours_and_theirs_are_the_same_loop():
     loss.backward()
     assert loss.item() == pytest.approx(theirs.loss, rel=1e-5)
     assert (run.latent.z.grad - theirs.grad).norm() / theirs.grad.norm() < 1e-4
+
+
+def test_both_ways_paint_from_the_same_codes_and_are_judged_alike(monkeypatch):
+    monkeypatch.setattr(quality, "FRESH", 8)
+    none, some = (quality.paint(Models("embedded", CPU), "desert", 1, 32, 2, steps) for steps in (0, 2))
+    assert none.theirs == none.ours and some.steps >= 2 and some.ours == pytest.approx(some.theirs, abs=0.1)
+    told = quality.table([none, some])
+    assert "| the plain loop |" in told and "2 pictures" in told
 
 
 def test_turns_alternate_and_the_first_ones_do_not_count():
