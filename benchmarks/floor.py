@@ -7,7 +7,6 @@ matrices in the format of each network, and copies. Crops, norms and activations
 
 from __future__ import annotations
 
-import time
 from statistics import median
 
 import torch
@@ -16,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vqclip.memory import needed
 from vqclip.run import Run
 
-from .measure import settle
+from .measure import timed
 
 SIDE = {"cpu": 1536, "cuda": 8192}  # of the matrices
 COPIED = {"cpu": 2**28, "cuda": 2**31}  # bytes: more than any cache holds
@@ -64,11 +63,4 @@ def floor(run: Run) -> float:
 
 def _seconds(function, device: torch.device) -> float:
     """The median of a few, after one that does not count."""
-    taken = []
-    for _ in range(TRIES + 1):
-        settle(device)
-        start = time.perf_counter()
-        function()
-        settle(device)
-        taken.append(time.perf_counter() - start)
-    return median(taken[1:])
+    return median([timed(function, device)[0] for _ in range(TRIES + 1)][1:])

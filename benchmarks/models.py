@@ -16,15 +16,14 @@ import vqclip
 from vqclip.catalogue import find
 from vqclip.perceptor import CLIP, MEAN, STD, build_clip, openai_clip
 from vqclip.precision import able, dtypes
+from vqclip.preflight import VIT_B_32
 
 from . import reference
 
 PROMPTS = {"a desert at sunset": 0.67, "snow on mountains": 0.33}
-TEXT = dict(context_length=77, vocab_size=49408)
-FULL = dict(embed_dim=512, image_resolution=224, vision_layers=12, vision_width=768, vision_patch_size=32,
-            transformer_width=512, transformer_heads=8, transformer_layers=12)  # ViT-B/32  # fmt: skip
 SMALL = dict(embed_dim=48, image_resolution=32, vision_layers=2, vision_width=128, vision_patch_size=8,
-             transformer_width=64, transformer_heads=1, transformer_layers=1)  # fmt: skip
+             context_length=77, vocab_size=49408, transformer_width=64, transformer_heads=1,
+             transformer_layers=1)  # fmt: skip
 SMALL_PAINTER = dict(n_embed=64, embed_dim=16, ddconfig=dict(
     double_z=False, z_channels=16, resolution=32, in_channels=3, out_ch=3, ch=32, ch_mult=[1, 1, 2], num_res_blocks=1,
     attn_resolutions=[8], dropout=0.0))  # fmt: skip
@@ -65,7 +64,7 @@ class Models:
     def _clip(self) -> nn.Module:
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            return openai_clip("model").CLIP(**(FULL if self.kind == "full" else SMALL), **TEXT)
+            return openai_clip("model").CLIP(**(VIT_B_32 if self.kind == "full" else SMALL))
 
     def run(self, size: int, cutouts: int, precision: str = "float32", prompts: Mapping[str, float] = PROMPTS,
             **changes) -> vqclip.Run:  # fmt: skip

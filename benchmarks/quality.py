@@ -53,12 +53,11 @@ def paint(models: Models, prompt: str, seed: int, size: int, cutouts: int, steps
     """Paint it both ways and judge the pictures."""
     judge, painter = models.judge(), models.painter()
     words = judge.encode_text([prompt])
-    fresh = Cutouts(judge.size, FRESH, seed=10_000 + seed)
 
     @torch.no_grad()
     def alike(codes: torch.Tensor) -> float:
         picture = painter.decode(painter.embed(codes.view(1, *codes.shape[-2:]))).clamp(0, 1)
-        fresh.generator.manual_seed(10_000 + seed)
+        fresh = Cutouts(judge.size, FRESH, seed=10_000 + seed)  # the same each time
         return float((judge.encode_image(fresh(picture)) @ words.T).mean())
 
     def clock() -> float:
