@@ -138,6 +138,25 @@ def embedded(bench: Bench) -> Figure:
     return step(Models("embedded", bench.device), bench, bench.pick(128, 32), bench.pick(32, 4))
 
 
+def batch_256(bench: Bench) -> Figure:
+    return batch(bench.models, bench, bench.pick(256, 32), bench.pick(32, 4))
+
+
+def batch_embedded(bench: Bench) -> Figure:
+    return batch(Models("embedded", bench.device), bench, bench.pick(128, 32), bench.pick(32, 4))
+
+
+def batch(models: Models, bench: Bench, size: int, cutouts: int, seeds: int = 8) -> Figure:
+    """A step of several seeds, one after the other against side by side."""
+    run = models.run(size, cutouts, "auto")
+    loaded = run.latent.vqgan, [judge.perceptor for _, judge in run.judges()]
+    alone, together = (vqclip.generate_batch(None, *loaded, settings=run.settings, seeds=range(seeds))
+                       for _ in range(2))  # fmt: skip
+    found = figure(in_turns(lambda: [next(run) for run in alone.runs], lambda: next(together), bench.pairs,
+                            bench.device))  # fmt: skip
+    return replace(found, raw=found.raw | {"at_once": together.at_once})
+
+
 def memory_512(bench: Bench) -> Figure:
     """Each in a process of its own; networks and libraries included."""
     arguments = [bench.models.kind, str(bench.pick(512, 32)), str(bench.pick(32, 4)), "--device", str(bench.device),
@@ -264,6 +283,10 @@ ROWS = {
     "float32-256": Row("a step in float32, 256x256, 64 cutouts", REFERENCE, "x", 1.5, False, float32_256, only="cpu"),
     "float32-512": Row("a step in float32, 512x512, 64 cutouts", REFERENCE, "x", 1.5, False, float32_512, only="cpu"),
     "embedded": Row("a step of the embedded pair, 128x128, 32 cutouts", REFERENCE, "x", None, False, embedded),
+    "batch-256": Row("a step of 8 seeds at once, 256x256, 32 cutouts", "8 runs one after the other", "x", 1, False,
+                     batch_256, on_card=1.5),
+    "batch-embedded": Row("the same of the embedded pair, 128x128", "8 runs one after the other", "x", 1, False,
+                          batch_embedded, on_card=1.5),
     "memory-512": Row("peak memory, 512x512, 32 cutouts", REFERENCE, "", 0.4, True, memory_512),
     "memory-1024": Row("peak memory, 1024x1024, 32 cutouts, in GiB", "nothing", "", 6, True, memory_1024, on_card=12),
     "memory-2048": Row("peak memory, 2048x2048, 32 cutouts, in GiB", "nothing", "", 24, True, memory_2048, only="cuda"),

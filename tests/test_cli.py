@@ -54,6 +54,22 @@ def test_a_prompt_becomes_a_picture_a_video_and_more_steps(vqclip):
         assert code == 0 and json.loads(out)["settings"]["prompts"] == "desert:50 | snow:25"
 
 
+def test_several_seeds_are_painted_side_by_side_each_as_by_itself(vqclip):
+    code, out, _ = vqclip("generate", "desert", *TINY, "seed=5", "--seeds", "2")
+    folders = out.splitlines()[-2:]
+    assert code == 0 and [Session(folder).settings.seed for folder in folders] == [5, 6]
+    _, alone, _ = vqclip("generate", "desert", *TINY, "seed=6")
+    assert (Session(folders[1]).codes.read() == Session(alone.splitlines()[-1]).codes.read()).all()
+
+
+def test_options_may_stand_among_the_words(vqclip):
+    code, out, _ = vqclip("preflight", "desert", "--preset", "draft", *TINY)
+    assert code == 0 and "painted at" not in out and "for 4 frames" in out
+    for words in (("generate", "desert", "--speed", "3"), ("settings", "now")):
+        with pytest.raises(SystemExit):
+            vqclip(*words)
+
+
 def test_a_preflight_says_what_would_be_and_paints_nothing(vqclip, home):
     before = set((home / "sessions").iterdir()) if (home / "sessions").exists() else set()
     code, out, _ = vqclip("preflight", "desert:50 | snow:25", *TINY, "steps=30", "size=33x32")
@@ -91,6 +107,7 @@ def test_settings_lists_every_setting(vqclip):
         (["generate", "--settings", "nowhere.yaml"], "nowhere.yaml"),
         (["generate", "a", "losses=tvv:1", *TINY], "tvv"),
         (["generate", "a", "device=abacus", *TINY], "abacus"),
+        (["generate", "a", *TINY, "--seeds", "0"], "--seeds 0"),
         (["continue", "nowhere"], "nowhere"),
         (["video", "nowhere"], "nowhere"),
         (["video", "nowhere", "speed=3"], "speed"),

@@ -31,6 +31,7 @@ _HOMES = {
     "Cutouts": "cutouts", "AUGMENTS": "cutouts",
     "LOSSES": "losses", "PromptLoss": "losses",
     "Frame": "run", "Run": "run", "generate": "run", "echo": "run",
+    "Batch": "batch", "generate_batch": "batch",
     "Session": "session", "SessionError": "session", "workspace": "session",
     "Player": "player", "Studio": "studio", "Form": "form", "Page": "page",
     "Preflight": "preflight", "look": "preflight", "machine": "preflight",

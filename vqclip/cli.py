@@ -1,6 +1,7 @@
 """The command line: thin over the package, so that whatever a notebook can do, a terminal can.
 
     vqclip generate "desert:50 | snow:25" size=256x256 steps=300     paint; the last line is the session's folder
+    vqclip generate "a castle at dusk" --seeds 4                     four pictures of it side by side, each a session
     vqclip preflight "desert:50 | snow:25" size=512x384              what that would be: memory, time, disk, video
     vqclip continue SESSION [steps=500]                              go on, exactly
     vqclip video SESSION [fps=30] [smooth=2]                         make the video of it
@@ -30,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Threads that spin while they wait make a step ten times slower as soon as another program, a browser say, wants
     # a core. This must be known before torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    arguments = _parser().parse_args(arguments)
+    arguments = _parse(arguments)
     warnings.showwarning = lambda message, *_: print(f"note: {message}", file=sys.stderr)
     try:
         code = arguments.run(arguments) or 0
@@ -46,6 +47,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Options may stand among the words, as in `generate PROMPT --preset draft size=64x64`, which argparse has not."""
+    parser = _parser()
+    found, further = parser.parse_known_args(arguments)
+    if further and (not hasattr(found, "words") or any(word.startswith("-") for word in further)):
+        parser.error(f"unrecognized arguments: {' '.join(further)}")
+    if further:
+        found.words += further
+    return found
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -72,6 +84,9 @@ def _parser() -> argparse.ArgumentParser:
                          help="begin with the recipe inside a picture or video, and what was changed")  # fmt: skip
         sub.add_argument("--settings", metavar="FILE", help="begin with a YAML file of settings")
         sub.add_argument("--preset", choices=PRESETS, help="how long and how closely to look")
+        if run is _generate:
+            sub.add_argument("--seeds", type=int, default=1, metavar="N",
+                             help="paint N pictures side by side, with this seed and those that follow")  # fmt: skip
     sub = command(_continue, "continue", "go on with a session exactly where it stood")
     sub.add_argument("words", nargs="*", metavar="SESSION steps=N",
                      help="its folder, or the newest if none is given; and more steps than planned")  # fmt: skip
@@ -119,13 +134,15 @@ def _asked(arguments: argparse.Namespace) -> tuple[Settings, dict]:
 
 def _generate(arguments: argparse.Namespace) -> None:
     settings, steering = _asked(arguments)
-    from .run import generate
+    if arguments.seeds < 1:
+        raise SettingsError(f"--seeds {arguments.seeds}: at least one picture is to be painted")
+    from .batch import generate_batch
     from .session import Session, workspace
 
     folder = workspace(arguments.workspace)
-    run = generate(settings=settings, root=folder / "checkpoints", steering=steering)
-    session = Session.create(folder, run)
-    _paint(session, run)
+    seeds = range(settings.seed, settings.seed + arguments.seeds)
+    batch = generate_batch(settings=settings, root=folder / "checkpoints", steering=steering, seeds=seeds)
+    _paint(batch, [Session.create(folder, run) for run in batch.runs])
 
 
 def _preflight(arguments: argparse.Namespace) -> None:
@@ -141,6 +158,8 @@ def _preflight(arguments: argparse.Namespace) -> None:
 
 
 def _continue(arguments: argparse.Namespace) -> None:
+    from .batch import Batch
+
     folder, changes = _split(arguments.words, {"steps"})
     session = _session(folder, arguments.workspace)
     run = session.resume()
@@ -149,28 +168,34 @@ def _continue(arguments: argparse.Namespace) -> None:
             raise SettingsError(f"{change!r} cannot change in a session: only steps can. To paint something else from "
                                 "here, use generate --like with its picture")  # fmt: skip
         run.steps = session.settings.override([change]).steps
-    _paint(session, run)
+    _paint(Batch([run]), [session])
 
 
-def _paint(session, run) -> None:
-    """Show a bar with every prompt's similarity; whatever happens, say where the session is."""
+def _paint(batch, sessions) -> None:
+    """Show a bar with every prompt's similarity; whatever happens, say where the sessions are."""
     from tqdm import tqdm
 
     from .preflight import look, paced
     from .watch import progress
 
-    print("\n".join(look(run, session.path).lines()))
+    run, folders = batch.runs[0], "\n".join(str(session.path) for session in sessions)
+    print("\n".join(look(run, sessions[0].path).lines()))
+    if len(sessions) > 1:
+        print(f"{len(sessions)} pictures side by side, {batch.at_once} at once; the bar is of the first")
     try:
-        for _ in progress(paced(session.record(run), run, tqdm.write), run):
+        first = (frames[0] for frames in batch.record(sessions))
+        for _ in progress(paced(first, run, tqdm.write), run):
             pass
     except KeyboardInterrupt:
-        print(f"\npaused at step {run.step}; everything is kept. Go on with: vqclip continue {session.path}")
+        ways = "\n".join(f"vqclip continue {session.path}" for session in sessions)
+        print(f"\npaused at step {run.step}; everything is kept. Go on with: {ways}")
         raise
     except ArithmeticError:
-        print(f"what was made is in {session.path}", file=sys.stderr)
+        print(f"what was made is in {folders}", file=sys.stderr)
         raise
-    print(f"picture: {session.path / 'final.png'}")
-    print(session.path)
+    for session in sessions:
+        print(f"picture: {session.path / 'final.png'}")
+    print(folders)
 
 
 def _video(arguments: argparse.Namespace) -> None:

@@ -7,6 +7,8 @@ them back to where they mean something, `churn_()` to keep them moving, `codes()
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -48,9 +50,12 @@ class VQLatent:
 
     def __call__(self) -> Tensor:
         """The picture of z as it is now: (1, 3, H, W) in [0, 1]."""
+        return clamp_with_grad(self.vqgan.decode(self.quantised()))
+
+    def quantised(self) -> Tensor:
+        """z as its nearest codes have it, with z's gradient: z_q (1, C, h, w)."""
         self.shown = self.vqgan.nearest(self.z)  # (1, h, w)
-        z_q = straight_through(self.vqgan.embed(self.shown), self.z)  # (1, C, h, w)
-        return clamp_with_grad(self.vqgan.decode(z_q))
+        return straight_through(self.vqgan.embed(self.shown), self.z)
 
     def pull(self, step: int) -> Tensor | None:
         """The hold to the start at this step, a scalar to minimise; None when there is none."""
@@ -103,6 +108,14 @@ class VQLatent:
         for name in ("z", "start", "average"):
             getattr(self, name).copy_(state[name])
         self.generator.set_state(state["churn"])
+
+
+def paint(latents: Sequence[VQLatent]) -> list[Tensor]:
+    """The picture of each latent, (1, 3, H, W); several, of one painter and size, are painted as one batch."""
+    if len(latents) == 1:
+        return [latents[0]()]
+    z_q = torch.cat([latent.quantised() for latent in latents])  # (B, C, h, w)
+    return list(clamp_with_grad(latents[0].vqgan.decode(z_q)).split(1))
 
 
 def fade(step: int, decay: int) -> float:

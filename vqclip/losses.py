@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -111,22 +111,29 @@ class PromptLoss:
     def __call__(self, image: Tensor, draw: Draw | None = None) -> Tensor:
         """Image (1, 3, H, W) in [0, 1] -> scalar. The cutouts may be given as a `Draw` instead of being drawn."""
         draw = draw or self.cutouts.draw(*image.shape[2:])
-        cosines: list[Tensor] = []  # of each chunk: (n', T)
-
-        def part(image: Tensor, some: Draw) -> Tensor:
-            embedded = self.perceptor.encode_image(self.cutouts(image, some))  # (n', D)
-            cosines.append(embedded.detach() @ self.targets.t())
-            return self._distance(embedded) / len(draw)
-
         chunk = self.chunk or len(draw)
         if chunk >= len(draw):
-            loss = part(image, draw)
-        else:
-            chunks = (draw[first : first + chunk] for first in range(0, len(draw), chunk))
-            loss = gather_grad(image, (partial(part, some=some) for some in chunks))
-        means = torch.cat(cosines).mean(0)  # (T,)
-        self.similarity = torch.zeros_like(self.weights).index_add_(0, self.owner, means * self.share)  # (P,)
+            return self.judge(self.perceptor.encode_image(self.cutouts(image, draw)))
+        seen: list[Tensor] = []  # of each chunk: (n', D)
+
+        def part(image: Tensor, some: Draw) -> Tensor:
+            embedded = self.perceptor.encode_image(self.cutouts(image, some))
+            seen.append(embedded.detach())
+            return self._distance(embedded) / len(draw)
+
+        chunks = (draw[first : first + chunk] for first in range(0, len(draw), chunk))
+        loss = gather_grad(image, (partial(part, some=some) for some in chunks))
+        self._note(torch.cat(seen))
         return loss
+
+    def judge(self, embedded: Tensor) -> Tensor:
+        """What the perceptor sees in a picture's cutouts (N, D) -> scalar."""
+        self._note(embedded.detach())
+        return self._distance(embedded) / len(embedded)
+
+    def _note(self, embedded: Tensor) -> None:
+        means = (embedded @ self.targets.t()).mean(0)  # (T,)
+        self.similarity = torch.zeros_like(self.weights).index_add_(0, self.owner, means * self.share)  # (P,)
 
     def _distance(self, embedded: Tensor) -> Tensor:
         """Embeddings (n', D) -> the weighted distances to all targets, summed to a scalar."""
@@ -134,3 +141,16 @@ class PromptLoss:
         signed = great_circle(embedded, self.targets) * weight.sign()  # (n', T)
         halted = straight_through(signed, torch.maximum(signed, stop))  # the value as it is, no gradient below stop
         return (halted * weight.abs() * self.share).sum()
+
+
+def judged(losses: Sequence[Callable[[Tensor], Tensor]], images: Sequence[Tensor]) -> list[Tensor]:
+    """The same loss of several runs, each of its own image (1, 3, H, W) -> a scalar each.
+
+    A perceptor sees the cutouts of all of them as one batch, unless they are to go through it in chunks.
+    """
+    together = all(isinstance(loss, PromptLoss) and loss.at_once == loss.cutouts.n for loss in losses)
+    if len(losses) == 1 or not together:
+        return [loss(image) for loss, image in zip(losses, images, strict=True)]
+    cutouts = [loss.cutouts(image) for loss, image in zip(losses, images, strict=True)]  # of each (N, 3, S, S)
+    embedded = losses[0].perceptor.encode_image(torch.cat(cutouts))  # (sum of N, D)
+    return [loss.judge(seen) for loss, seen in zip(losses, embedded.split([*map(len, cutouts)]), strict=True)]

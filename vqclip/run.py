@@ -27,8 +27,8 @@ from torch import Tensor
 from . import prompts as prompt_language
 from .cutouts import AUGMENTS, Augment, Cutouts
 from .images import load_image, to_pil
-from .latent import STARTS, VQLatent
-from .losses import LOSSES, PromptLoss
+from .latent import STARTS, VQLatent, paint
+from .losses import LOSSES, PromptLoss, judged
 from .memory import fits, is_exhaustion
 from .optim import OPTIMIZERS
 from .perceptor import Perceptor, Tokens, load_clip
@@ -119,19 +119,14 @@ class Run:
         return self
 
     def __next__(self) -> Frame:
-        self._settle()
+        self.settle()
         if self.step > self.steps:
             raise StopIteration
         while True:
             try:
-                self._before = self._unfinished = self.state()
-                if self.step in self.steering:
-                    self._steer({**self._in_force, **self.steering[self.step]})
-                frame = self._advance()
-                self._unfinished = None
-                return frame
+                return advance([self])[0]
             except BaseException as error:  # an interrupt too: at rest means at rest, whatever happened
-                self._settle()
+                self.settle()
                 if not is_exhaustion(error):
                     raise
                 self._spare(error)  # and again from the same state: the same step with the same draws
@@ -196,20 +191,20 @@ class Run:
                 STEERABLE[name](self, value)
         self._in_force = wanted
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
         """Go back to before a step or a `restore` that was broken off, if there is one."""
         if self._unfinished is not None:
             self.restore(self._unfinished)
 
-    def _advance(self) -> Frame:
+    def _begin(self) -> None:
+        """Bring into force what this step is made with, and know the way back from it."""
+        self._before = self._unfinished = self.state()
+        if self.step in self.steering:
+            self._steer({**self._in_force, **self.steering[self.step]})
         self.optimizer.zero_grad(set_to_none=True)
-        with torch.enable_grad():
-            image = self.latent()  # (1, 3, H, W)
-            losses = {name: weight * loss(image) for name, (weight, loss) in self.losses.items()}
-            pull = self.latent.pull(self.step)
-            if pull is not None:
-                losses["init"] = pull
-            sum(losses.values()).backward()
+
+    def _finish(self, image: Tensor, losses: dict[str, Tensor]) -> Frame:
+        """Take the step to which the gradient leads that `z` has by now."""
         losses = {name: loss.detach() for name, loss in losses.items()}
         self._check(losses)
         measured = None if self.latent.ema else image.detach()[0]  # (3, H, W)
@@ -219,6 +214,7 @@ class Run:
         self.latent.churn_(self.step)
         self.latent.project_()
         self.step += 1
+        self._unfinished = None
         return frame
 
     def _check(self, losses: dict[str, Tensor]) -> None:
@@ -246,7 +242,7 @@ class Run:
 
     def state(self) -> dict[str, Any]:
         """Copies of all that the next frames depend on, as plain data and tensors: what `restore` takes."""
-        self._settle()
+        self.settle()
         return {
             "step": self.step,
             "in_force": dict(self._in_force),
@@ -280,6 +276,28 @@ class Run:
         """Take the last step back, once: for whoever lost its frame."""
         if self._before is not None:
             self.restore(self._before)
+
+
+def advance(runs: Sequence[Run]) -> list[Frame]:
+    """One step of each run, painted and judged as one batch; several must have painter, judges and size in common.
+
+    When it fails, each run is to settle: `Run.__next__` and `batch.Batch` see to it.
+    """
+    for run in runs:
+        run._begin()
+    with torch.enable_grad():
+        images = paint([run.latent for run in runs])  # of each run (1, 3, H, W)
+        losses: list[dict[str, Tensor]] = [{} for _ in runs]
+        for name in runs[0].losses:
+            weights, functions = zip(*(run.losses[name] for run in runs), strict=True)
+            for mine, weight, value in zip(losses, weights, judged(functions, images), strict=True):
+                mine[name] = weight * value
+        for run, mine in zip(runs, losses, strict=True):
+            pull = run.latent.pull(run.step)
+            if pull is not None:
+                mine["init"] = pull
+        sum(loss for mine in losses for loss in mine.values()).backward()
+    return [run._finish(image, mine) for run, image, mine in zip(runs, images, losses, strict=True)]
 
 
 def _set_prompts(run: Run, prompts: str) -> None:

@@ -144,9 +144,11 @@ class Session:
             raise SessionError(f"there is no session in {workspace(workspace_path)} yet: paint one first")
         return cls(made[-1].parent)
 
-    def record(self, run: Run) -> Iterator[Frame]:
+    def record(self, run: Run, frames: Iterator[Frame] | None = None) -> Iterator[Frame]:
         """Iterate a run and keep every frame; yields the frames. Iterate again to go on after an interrupt.
 
+        Args:
+            frames: where the run's frames are to be had, if not of itself; see `batch.Batch.each`.
         Raises:
             SessionError: another program records this session, the run is of another one, or the disk is full; what
                 was made is kept.
@@ -154,9 +156,9 @@ class Session:
         me = self._lock.holder = object()
         try:
             self._lock.acquire()
-            self._align(run)
+            self._align(run, 0 if frames is None else max(0, run.step - len(self.codes)))
             try:
-                yield from self._recorded(run, me)
+                yield from self._recorded(run, run if frames is None else frames, me)
             finally:
                 if me is self._lock.holder:
                     self._close(run)
@@ -170,16 +172,16 @@ class Session:
             if me is self._lock.holder:
                 self._lock.release(force=True)
 
-    def _recorded(self, run: Run, me: object) -> Iterator[Frame]:
+    def _recorded(self, run: Run, frames: Iterator[Frame], me: object) -> Iterator[Frame]:
         saved = time.monotonic()
         while me is self._lock.holder:
             self._note_steering(run)  # before its step, so that no kill can part the two
-            frame = next(run, None)
+            frame = next(frames, None)
             if frame is None:
                 return
             self._append(frame)
             self.last_frame = frame
-            if time.monotonic() - saved >= PAUSE:
+            if time.monotonic() - saved >= PAUSE and run.step == frame.step + 1:  # in a batch it may be further
                 self._save(run)
                 saved = time.monotonic()
             yield frame
@@ -303,23 +305,27 @@ class Session:
             image = run.latent.decode(torch.from_numpy(self.codes.read(step)[0]).to(run.latent.z.device))
         save_png(self.path / "final.png", crop_to(image, self.settings.size), self.recipe())
 
-    def _align(self, run: Run) -> None:
-        """Bring the run and the files to the same step: that of the run if all is whole, else that of the state."""
+    def _align(self, run: Run, ahead: int = 0) -> None:
+        """Bring the run and the files to the same step: that of the run if all is whole, else that of the state.
+
+        Args:
+            ahead: how many steps the run has made whose frames are still to come.
+        """
         if run.settings.replace(steps=self.settings.steps) != self.settings:
             raise SessionError(f"the run was not set up as {self.path} was: give it a session of its own")
         for left in self.path.glob(".*.part*"):
             if left.suffix in LEFT:
                 left.unlink()
         self._noted = self.steering
-        if len(self.codes) != run.step:
+        if len(self.codes) != run.step - ahead:
             state = self._read_state()
             if run.step != state["step"]:  # it is new to this folder, and learns what was changed in it
                 run.steering = {**self._noted, **run.steering}
             run.restore(state)
-        if len(self.codes) < run.step:
+        if len(self.codes) < run.step - ahead:
             raise SessionError(f"{self.path} has {len(self.codes)} steps, its state is of step {run.step}: the codes "
                                "were cut; make the video from what is left")  # fmt: skip
-        self.codes.truncate(run.step)
+        self.codes.truncate(run.step - ahead)
         path = self.path / "losses.jsonl"
         whole = "".join(map(_line, self.losses()))
         if not path.is_file() or path.read_text("utf-8", errors="replace") != whole:

@@ -1,0 +1,141 @@
+"""Side by side: a batch paints what its runs would paint by themselves, whatever happens on the way."""
+
+import itertools
+
+import pytest
+import quick
+import torch
+
+import vqclip
+from vqclip import batch as batch_module
+from vqclip.batch import Batch, generate_batch
+
+
+@pytest.fixture(scope="module")
+def painter():
+    return quick.painter()
+
+
+@pytest.fixture
+def runs(painter):
+    """Gives runs of one painter and one judge, that differ in their seed."""
+    judge = quick.Judge()
+    return lambda count=3, **changes: [quick.run(vqgan=painter, clip=judge, seed=k, **changes) for k in range(count)]
+
+
+def codes(frames):
+    """Lists of frames, one a step -> (steps, runs, h, w)."""
+    return torch.stack([torch.stack([frame.codes for frame in made]) for made in frames])
+
+
+@pytest.mark.parametrize("changes", [{}, {"augment": "mse", "init_weight": 0.3}, {"chunk": 2}, {"ema": 0.9},
+                                     {"losses": "tv:0.5"}])  # fmt: skip
+def test_a_batch_paints_what_each_run_would_by_itself(runs, changes):
+    alone, together = (runs(lr=0.3, **changes) for _ in range(2))
+    expected, made = list(zip(*alone, strict=True)), list(Batch(together))
+    assert len(made) == alone[0].steps + 1
+    assert torch.equal(codes(made), codes(expected))
+    for mine, theirs in zip(itertools.chain(*made), itertools.chain(*expected), strict=True):
+        assert mine.similarity == pytest.approx(theirs.similarity, abs=1e-5) and mine.step == theirs.step
+        assert mine.losses.keys() == theirs.losses.keys()
+        assert all(torch.allclose(mine.losses[name], theirs.losses[name], atol=1e-5) for name in mine.losses)
+        assert torch.allclose(mine.image, theirs.image, atol=1e-5)
+
+
+def test_painter_and_judge_are_asked_once_a_step(runs, monkeypatch):
+    seen = []
+    monkeypatch.setattr(quick.Judge, "encode_image",
+                        lambda self, cutouts, look=quick.Judge.encode_image: seen.append(len(cutouts)) or look(self, cutouts))  # fmt: skip  # noqa: E501
+    batch = Batch(runs())
+    n = batch.runs[0].settings.cutouts
+    next(batch)
+    assert seen == [3 * n]
+
+
+def test_each_is_steered_by_itself(runs):
+    alone, together = runs(lr=0.3), Batch(runs(lr=0.3))
+    for run in (alone[1], together.runs[1]):
+        next(run) if run is alone[1] else next(together)
+        run.change(prompts="snow", lr=0.01)
+    expected = [frame.codes for frame in alone[1]]
+    made = [frames[1].codes for frames in together]
+    assert torch.equal(torch.stack(made), torch.stack(expected))
+    assert together.runs[0].steering == {}
+
+
+def test_runs_that_have_too_little_in_common_are_refused(runs, painter):
+    for other in (quick.run(vqgan=painter), quick.run(vqgan=painter, clip=runs(1)[0].judges()[0][1].perceptor, steps=3),
+                  quick.run(vqgan=quick.painter(1), clip=runs(1)[0].judges()[0][1].perceptor)):  # fmt: skip
+        with pytest.raises(ValueError, match="cannot be painted side by side"):
+            Batch([*runs(1), other])
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_after_a_mishap_all_are_at_the_same_step_and_go_on_exactly(runs, monkeypatch, error):
+    expected = codes(list(Batch(runs(4, lr=0.3), at_once=2)))
+    batch, advance, calls = Batch(runs(4, lr=0.3), at_once=2), batch_module.advance, []
+
+    def mishap(some):
+        calls.append(len(some))
+        frames = advance(some)
+        if len(calls) == 6:  # the second half of the third step
+            raise error
+        return frames
+
+    monkeypatch.setattr(batch_module, "advance", mishap)
+    made = [next(batch), next(batch)]
+    with pytest.raises(error):
+        next(batch)
+    assert [run.step for run in batch.runs] == [2] * 4
+    assert torch.equal(codes([*made, *batch]), expected)
+
+
+def test_when_memory_runs_out_fewer_go_at_once_and_pictures_stay(runs, monkeypatch):
+    expected = codes(list(zip(*runs(4, lr=0.3), strict=True)))
+    batch, advance = Batch(runs(4, lr=0.3)), batch_module.advance
+
+    def small(some):
+        if len(some) > 1:
+            advance(some)  # so far it came
+            raise torch.OutOfMemoryError("not enough")
+        return advance(some)
+
+    assert batch.at_once == 4
+    monkeypatch.setattr(batch_module, "advance", small)
+    assert torch.equal(codes(list(batch)), expected)
+    assert batch.at_once == 1
+
+
+def test_as_many_go_at_once_as_there_is_memory_for(runs, monkeypatch):
+    need = batch_module.needed(runs(1)[0]).step
+    for there, at_once in ((None, 4), (100 * need, 4), (int(2.5 * need), 2), (need // 2, 1)):
+        monkeypatch.setattr(batch_module, "free", lambda device, there=there: there)
+        assert Batch(runs(4)).at_once == at_once
+
+
+def test_sessions_keep_each_run_and_go_on_after_an_interrupt(runs, tmp_path):
+    expected = codes(list(zip(*runs(lr=0.3), strict=True)))
+    batch = Batch(runs(lr=0.3))
+    sessions = [vqclip.Session.create(tmp_path, run) for run in batch.runs]
+
+    frames = [session.record(*one) for session, one in zip(sessions, batch.each(), strict=True)]
+    for _ in range(3):
+        [next(each) for each in frames]
+    next(frames[0])  # the others have made that step, and lost its frame
+    for each in frames:
+        each.close()
+    assert [len(session.codes) for session in sessions] == [4, 3, 3] == [run.step for run in batch.runs]
+    for _ in batch.record(sessions):
+        pass
+    for k, session in enumerate(sessions):
+        kept = torch.from_numpy(session.codes.read()).long()
+        assert torch.equal(kept, expected[:, k]) and (session.path / "final.png").is_file()
+
+
+def test_seeds_share_loaded_models(painter, tmp_path):
+    judge = quick.Judge()
+    batch = generate_batch("desert", painter, judge, seeds=range(5, 8), steps=2, size=(16, 16), cutouts=2)
+    assert [run.settings.seed for run in batch.runs] == [5, 6, 7]
+    assert all(run.latent.vqgan is painter and run.judges()[0][1].perceptor is judge for run in batch.runs)
+    with pytest.raises(ValueError, match="seeds is empty"):
+        generate_batch("desert", painter, judge, seeds=[])

@@ -1,0 +1,154 @@
+"""Several pictures at once: runs side by side, of which painter and judge see one batch.
+
+    batch = vqclip.generate_batch("desert:50 | snow:25", seeds=range(8))
+    for frames in batch:                                    # one frame of each seed
+        ...
+
+Each is a whole `Run` with its own latent, draws, optimiser and steering, and paints what it would by itself, but for
+rounding. A graphics card that a single picture leaves half idle is busy then. To keep them, give each a session:
+
+    for frames in batch.record([vqclip.Session.create("workspace", run) for run in batch.runs]):
+        ...
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from itertools import zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .memory import free, is_exhaustion, needed
+from .perceptor import Perceptor
+from .run import Frame, Run, advance, generate
+from .vqgan import VQGAN
+
+if TYPE_CHECKING:
+    from .session import Session
+
+
+class Batch:
+    """Runs side by side: an iterator of lists of frames, one of each run, all of the same step.
+
+    Where runs are at different steps, only those that are behind go on until all are level: a frame of each of these.
+
+    Args:
+        runs: with the same painter, judges, losses, size and steps, at rest.
+        at_once: how many are painted and judged as one batch; 0 takes as many as there is memory for. When memory runs
+            out on the way it is halved, and pictures go on as they were.
+
+    Raises:
+        ValueError: the runs cannot be painted together.
+    """
+
+    def __init__(self, runs: Sequence[Run], at_once: int = 0):
+        self.runs = list(runs)
+        alike = {(id(run.latent.vqgan), tuple(id(judge.perceptor) for _, judge in run.judges()), tuple(run.losses),
+                  run.latent.z.shape, run.steps) for run in self.runs}  # fmt: skip
+        if len(alike) != 1:
+            raise ValueError(f"{len(self.runs)} runs cannot be painted side by side: give some that have the same "
+                             "loaded painter and judges, losses, size and steps")  # fmt: skip
+        self.at_once = at_once or _fitting(self.runs[0], len(self.runs))
+
+    def __iter__(self) -> Batch:
+        return self
+
+    @property
+    def behind(self) -> list[Run]:
+        """The runs that go next: all, unless some are behind."""
+        step = min(run.step for run in self.runs)
+        return [run for run in self.runs if run.step == step]
+
+    def __next__(self) -> list[Frame]:
+        runs, frames = self.behind, []
+        step = runs[0].step
+        if step > runs[0].steps:
+            raise StopIteration
+        try:
+            while len(frames) < len(runs):
+                frames += self._advance(runs[len(frames) : len(frames) + self.at_once])
+        except BaseException:  # an interrupt too: no frame of this step came out, so none has taken it
+            _return(runs, step)
+            raise
+        return frames
+
+    def _advance(self, runs: list[Run]) -> list[Frame]:
+        """A step of some; when there is not enough memory, of fewer."""
+        if len(runs) == 1:
+            return [next(runs[0])]
+        step = runs[0].step
+        try:
+            return advance(runs)
+        except Exception as error:
+            if not is_exhaustion(error):
+                raise
+            _return(runs, step)
+        self.at_once = len(runs) // 2
+        return self._advance(runs[: self.at_once])
+
+    def record(self, sessions: Sequence[Session]) -> Iterator[list[Frame]]:
+        """Iterate and keep every frame of each run in its session; again to go on after an interrupt.
+
+        Args:
+            sessions: one of each run, in their order.
+        Raises:
+            SessionError: see `Session.record`; what was made is kept.
+        """
+        recorded = [session.record(*one) for session, one in zip(sessions, self.each(), strict=True)]
+        try:
+            for frames in zip_longest(*recorded):
+                yield [frame for frame in frames if frame is not None]
+        finally:
+            for each in recorded:
+                each.close()
+
+    def each(self) -> list[tuple[Run, Iterator[Frame]]]:
+        """Each run with an iterator of its own frames, to be taken in turns; whoever is first has all of them step."""
+        waiting: dict[int, deque[Frame]] = {id(run): deque() for run in self.runs}
+
+        def frames(mine: deque[Frame]) -> Iterator[Frame]:
+            while True:
+                while not mine:
+                    runs, made = self.behind, next(self, None)
+                    if made is None:
+                        return
+                    for run, frame in zip(runs, made, strict=True):
+                        waiting[id(run)].append(frame)
+                yield mine.popleft()
+
+        return [(run, frames(waiting[id(run)])) for run in self.runs]
+
+
+def _return(runs: list[Run], step: int) -> None:
+    """Bring runs back to a step of which some may have been taken, or half taken."""
+    for run in runs:
+        run.settle()
+        if run.step > step:
+            run.undo()
+
+
+def _fitting(run: Run, count: int) -> int:
+    """How many of these have room at once, as far as anybody can tell; 1 where one has to be sparing already."""
+    there = free(run.latent.z.device) if count > 1 else None
+    return count if there is None else max(1, min(count, there // needed(run).step))
+
+
+def generate_batch(prompts: str | Sequence | None = None, vqgan: VQGAN | str | Path | None = None,
+                   clip: Perceptor | str | Path | Sequence | None = None, *, seeds: Sequence[int], at_once: int = 0,
+                   **arguments: Any) -> Batch:  # fmt: skip
+    """Set up a run for each seed, side by side; models are loaded once.
+
+    Args:
+        seeds: one for each picture.
+        at_once: see `Batch`.
+        prompts, vqgan, clip, arguments: as `run.generate` takes them.
+    Raises:
+        ValueError: there is no seed; and what `generate` raises.
+    """
+    if not seeds:
+        raise ValueError("seeds is empty: give one for each picture, as in seeds=range(4)")
+    first = generate(prompts, vqgan, clip, **{**arguments, "seed": seeds[0]})
+    loaded = first.latent.vqgan, [judge.perceptor for _, judge in first.judges()]
+    others = [generate(prompts, *loaded, **{**arguments, "seed": seed}) for seed in seeds[1:]]
+    return Batch([first, *others], at_once)
