@@ -77,6 +77,14 @@ def page(home):
     return page
 
 
+def test_settings_that_cannot_be_read_are_put_aside_and_said(home):
+    (home / "settings.yaml").write_text("prompts: [a\nsteps: 3")
+    page = Page(home)
+    assert "settings.yaml is not YAML" in note(page) and "put aside as settings.damaged.yaml" in note(page)
+    assert page.form.settings == Settings() and "settings.damaged.yaml" in page.form.said.value
+    assert (home / "settings.damaged.yaml").read_text().startswith("prompts: [a") and Page(home).form.complaint == ""
+
+
 def test_the_video_plays_and_can_be_saved(page):
     asyncio.run(page.make_video())
     video, said = page.film.children

@@ -12,23 +12,38 @@ from safetensors.torch import load_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import vqclip
-from training.captions import LANGUAGES, NOUNS, all_words, caption, phrase
+from training.captions import LANGUAGES, NOUNS, all_parts, all_words, caption, parts, phrase
 from training.data import floats
 from training.export import guide
 from training.gradient import uphill
 from training.kin import FAMILIES, SIZE, THINGS, family, kin
-from training.scenes import COLOURS, GROUNDS, HELD_OUT, SHAPES, SIDE, Scene, render, render_and_things, scene, things
+from training.scenes import (
+    COLOURS,
+    GROUNDS,
+    HELD_OUT,
+    SHAPES,
+    SIDE,
+    STANDING,
+    Scene,
+    render,
+    render_and_things,
+    scattered,
+    scene,
+    things,
+    with_other_things,
+)
 from training.train_clip import (
     GOALS,
     LOOKS,
+    LOOSE,
     ODDS,
     Captioned,
+    Sums,
     ahead,
     bend,
     cut,
     spoil,
     uncut,
-    with_other_things,
     without_things,
 )
 from training.walkers import Walkers, turns
@@ -172,7 +187,7 @@ def test_kin_differ_in_one_thing_and_say_so(number, relatives):
     for facts, said, places in zip(one.facts, one.said, one.places, strict=True):
         (own,) = said - shared
         assert said <= facts and sum(own in others for others in one.facts) == 1
-        assert places.any() == (kind != "ground")
+        assert places.any() or kind == "ground"
     words = {own.split(" ")[-1] for said in one.said for own in said - shared}
     assert (len(words) == 1) == (kind in ("colour", "tint")) or kind == "thing"
     elsewhere = ~np.logical_or.reduce(one.places)
@@ -187,6 +202,32 @@ def test_families_of_things_have_one_of_each_thing_and_none_of_kin_is_held_out()
         if FAMILIES[k // SIZE % len(FAMILIES)] == "thing":
             seen |= {name for name, _ in kin(k).objects}
     assert seen == {*THINGS, "rainbow"}
+
+
+def test_scattered_things_stand_in_every_land_but_where_they_are_held_out():
+    met = set()
+    for k in range(4000):
+        of = scattered(k)
+        assert not HELD_OUT & of.pairs
+        assert of == scene(k) or k % 2 and (of.ground, of.time, of.weather) == (
+            scene(k).ground, scene(k).time, scene(k).weather)  # fmt: skip
+        met |= {(of.ground, name) for name, _ in of.objects if name in STANDING}
+    assert met == {(ground, thing) for ground in GROUNDS for thing in STANDING} - HELD_OUT
+    assert {pair for k in range(4000) for pair in scattered(k, held_out=True).pairs} > HELD_OUT
+
+
+def test_a_caption_is_to_lie_where_the_sum_of_its_parts_does():
+    facts = {fact for k in range(3000) for fact in scene(k).facts}
+    assert {part for fact in facts for part in parts(fact)} == {*all_parts()}
+    assert {*parts("red house")} == {"red", "house"} and parts("snowy mountains") == ("snowy mountains",)
+    assert parts("red background") == ("red background",)  # another red than a thing's
+    sums = Sums(8)
+    adds = dict(zip(all_parts(), sums.adds, strict=False))
+    wanted = sums.adds[-1] + adds["red"] + adds["house"] + adds["desert"]
+    rows = sums([frozenset({"red house", "house", "desert"}), frozenset({"desert"})])
+    assert torch.allclose(rows[0], wanted / wanted.norm(), atol=1e-6)
+    assert torch.allclose(rows.norm(dim=1), torch.ones(2))
+    assert torch.cosine_similarity(rows[1], sums.adds[-1] + adds["desert"], 0) > 0.999
 
 
 def test_bent_pictures_are_out_of_shape_by_a_few_pixels():
@@ -256,13 +297,13 @@ def test_walkers_take_turns_and_begin_anew_at_different_steps():
 
 
 def test_a_walker_keeps_its_goals_and_caption_until_it_begins_anew(relatives):
-    pictures = np.stack([render(scene(k)) for k in range(32)])
+    pictures = np.stack([render(scattered(k)) for k in range(32)])
     painted = {"scene": np.arange(32), "picture": pictures, "share": np.zeros(32), "odds": np.full(32, 1 / 32)}
-    where = np.stack([things(scene(k)) for k in range(32)])
+    where = np.stack([things(scattered(k)) for k in range(32)])
     batches = iter(Captioned(pictures, where, relatives, 28, 0, lambda: painted, 2, 0.75, (4, 5, 2), walking_from=3))
     told: dict[int, tuple] = {}
     for step in range(40):
-        whole, places, spoilt, share, facts, texts, said, walkers, new, goals, goals_places, _ = next(batches)
+        whole, places, spoilt, share, facts, texts, said, walkers, new, goals, goals_places, _, loose = next(batches)
         pairs = len(FAMILIES) if step >= 3 else 0  # come last, and are no scenes of the folder
         drawn = whole[: len(whole) - pairs]
         of = [next(k for k in range(32) if torch.equal(floats(pictures[k : k + 1])[0], one)) for one in drawn]
@@ -271,6 +312,7 @@ def test_a_walker_keeps_its_goals_and_caption_until_it_begins_anew(relatives):
         assert len(walkers) == len(new) == len(goals) == len(goals_places) == (2 if step >= 3 else 0)
         assert len(facts) == len(texts) == len(said) == len(whole) + len(walkers)
         assert len(spoilt) == len(share) == (0, 0, 21, 13)[min(step, 3)]
+        assert [len(each) for each in loose] == [LOOSE, LOOSE] and len(set(loose[0])) > LOOSE / 2
         for k, (walker, begins) in enumerate(zip(walkers.tolist(), new.tolist(), strict=True), len(whole)):
             mine = goals[k - len(whole)], goals_places[k - len(whole)]
             now = (texts[k], facts[k], mine[0].sum())
@@ -421,8 +463,8 @@ def test_a_miniature_learns_resumes_and_paints(tmp_path):
     second = load_file(tmp_path / "pair" / "vqgan.safetensors")
     assert (first["quantize.embedding.weight"] == second["quantize.embedding.weight"]).all()
     assert (first["decoder.conv_out.weight"] != second["decoder.conv_out.weight"]).any()
-    told = ("vqgan", "paint"), ("vqgan", "encode"), ("clip", "telling"), ("clip", "kin"), ("clip", "pointing")
-    for stage, name in told:
+    told = {"vqgan": ("paint", "encode"), "clip": ("telling", "kin", "pointing", "sums")}
+    for stage, name in [(stage, name) for stage, names in told.items() for name in names]:
         values = curve(tmp_path / "runs", stage, name)
         assert len(values) >= 4 and values[-1] < values[0], (name, values)
     run_ = vqclip.generate("desert", tmp_path / "pair" / "vqgan.safetensors", tmp_path / "pair" / "clip.safetensors",

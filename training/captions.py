@@ -165,3 +165,17 @@ def all_words() -> list[str]:
     texts += [form[:-2] for words in NOUNS.values() for forms in words.values() for form in forms.split("|")]
     texts += [part for parts in (*JOINTS.values(), *OPENINGS.values()) for part in parts]
     return texts
+
+
+def parts(fact: str) -> tuple[str, ...]:
+    """What a fact is made of: a coloured thing of its colour and of the thing, anything else of itself."""
+    colour, _, thing = fact.partition(" ")
+    if colour not in COLOUR_WORDS or thing == "background":
+        return (fact,)
+    return thing, colour
+
+
+def all_parts() -> list[str]:
+    """Every part of every fact."""
+    backgrounds = [f"{colour} background" for colour in COLOUR_WORDS]
+    return [*WORDS, *COLOUR_WORDS, *backgrounds]

@@ -14,12 +14,12 @@ from typing import NamedTuple
 import numpy as np
 
 from .captions import JOINTS, LANGUAGES, phrase
-from .scenes import COLOURED, COLOURS, GROUNDS, HELD_OUT, PLACES, SHAPES, Scene, scene
+from .scenes import COLOURED, COLOURS, GROUNDS, HELD_OUT, SHAPES, STANDING, Scene, scattered
 
 SIZE = 4  # of a family
-FAMILIES = ("shape", "shape", "shape", "shape", "colour", "colour",
-            "thing", "thing", "thing", "thing", "tint", "ground")  # of a step  # fmt: skip
-THINGS = tuple(sorted({"balloon", "sun", "moon"}.union(*PLACES.values())))  # of which one is in a family of things
+FAMILIES = ("shape", "shape", "shape", "colour", "colour",
+            "thing", "thing", "thing", "tint", "tint", "ground", "ground")  # of a step  # fmt: skip
+THINGS = (*STANDING, "sun", "moon")  # of which one is in a family of things
 
 
 class Family(NamedTuple):
@@ -49,11 +49,11 @@ def relatives(number: int) -> tuple[tuple[Scene, str], ...]:
     kind, rng = FAMILIES[number % len(FAMILIES)], np.random.default_rng((4, number))
     wanted = str(rng.choice({"thing": THINGS, "tint": COLOURED}.get(kind, ("",))))
     while True:
-        of = scene(int(rng.integers(2**31)))
+        of = scattered(int(rng.integers(2**31)))
         if bool(of.ground) == (kind in ("shape", "colour")):
             continue
         if kind == "ground":
-            kin = [(replace(of, ground=ground, objects=()), ground) for ground in GROUNDS]
+            kin = [(replace(of, ground=ground, objects=of.objects[:1]), ground) for ground in GROUNDS]
         else:
             others = dict.fromkeys(_others(kind, of, wanted, rng))
             kin = [(replace(of, objects=(other,)), f"{other[1]} {other[0]}".strip()) for other in others]
@@ -73,12 +73,11 @@ def _others(kind: str, of: Scene, wanted: str, rng: np.random.Generator) -> list
         return [(shape, colour) for shape in SHAPES]
     if kind == "colour":
         return [(name, other) for other in COLOURS if other != of.backdrop]
-    standing = (*PLACES[of.ground], "balloon")
     if kind == "tint":
-        return [(wanted, other) for other in COLOURS] if wanted in standing else []
+        return [(wanted, other) for other in COLOURS]
     light = () if of.weather not in ("clear", "clouds") else ("moon",) if of.time == "night" else ("sun", "rainbow")
     return [(thing, str(rng.choice(list(COLOURS))) if thing in COLOURED else "")
-            for thing in (*standing, *standing, *light[: 1 + (of.time == "day")])]  # fmt: skip
+            for thing in (*STANDING, *STANDING, *light[: 1 + (of.time == "day")])]  # fmt: skip
 
 
 def kin(k: int) -> Scene:

@@ -7,7 +7,7 @@ numpy, softly shaded, in a few milliseconds. A scene's `facts` are all that may 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import numpy as np
@@ -35,6 +35,7 @@ PLACES = {  # which objects stand on which grounds; those of the sky go anywhere
     "mountains": ("pine", "castle", "house", "tree"),
     "snowy mountains": ("pine", "house", "castle"),
 }
+STANDING = tuple(sorted({"balloon"}.union(*PLACES.values())))  # what takes a place of its own in a scene
 # Never rendered for training: what is asked of the pair in `prompts.yaml` goes through these.
 HELD_OUT = frozenset({
     ("desert", "night"), ("forest", "sunset"), ("city", "dawn"), ("beach", "night"), ("snow", "dawn"), ("sea", "fog"),
@@ -113,6 +114,32 @@ def scene(seed: int, held_out: bool = False) -> Scene:
     rng = np.random.default_rng((2026, seed))
     while True:
         drawn = _draw(seed, rng)
+        if held_out or not HELD_OUT & drawn.pairs:
+            return drawn
+
+
+def scattered(seed: int, held_out: bool = False) -> Scene:
+    """The scene of a seed; of every other, what stands there may as well stand anywhere else.
+
+    A palm that is only ever met in the desert and at the beach is a piece of beach to whoever was never in the desert.
+    Things are told from their lands where they turn up in all of them.
+    """
+    of = scene(seed, held_out)
+    return with_other_things(of, np.random.default_rng((2027, seed)), held_out) if seed % 2 else of
+
+
+def with_other_things(of: Scene, rng: np.random.Generator, held_out: bool = False) -> Scene:
+    """The same scene with another shape for a shape, other things for those that stand in it, wherever it is.
+
+    Without the HELD_OUT pairs unless they are asked for.
+    """
+
+    def other(name: str, colour: str) -> tuple[str, str]:
+        name = str(rng.choice(next((kind for kind in (SHAPES, STANDING) if name in kind), (name,))))
+        return name, (colour or str(rng.choice(list(COLOURS)))) if name in (*COLOURED, *SHAPES) else ""
+
+    while True:
+        drawn = replace(of, objects=tuple(dict(other(*thing) for thing in of.objects).items()))
         if held_out or not HELD_OUT & drawn.pairs:
             return drawn
 

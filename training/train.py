@@ -26,7 +26,7 @@ from .captions import caption
 from .data import rendered
 from .export import export_clip, export_vqgan, guide
 from .kin import FAMILIES, SIZE, kin
-from .scenes import scene, things
+from .scenes import scattered, scene, things
 from .train_clip import Captioned, JudgesTraining, Mosaic, repaint, show
 from .train_vqgan import Crops, PaintersTraining
 from .walkers import Walkers
@@ -92,7 +92,7 @@ def repainted(recipe: DictConfig, pictures: np.ndarray, painting: PaintersTraini
     """
     chunks, mosaic, side = [], Mosaic(painting), recipe.clip.chunk
     everything = np.arange(len(pictures))
-    with_things = np.array([k for k in everything if scene(k).objects])
+    with_things = np.array([k for k in everything if scattered(k).objects])
     for kind, count in recipe.clip.chunks.items():
         order = with_things if kind in ("bare", "bent") else everything
         for k in range(count):
@@ -120,7 +120,7 @@ def train_clip(recipe: DictConfig, pictures: np.ndarray, painting: PaintersTrain
     painted = partial(repainted, recipe, pictures, painting)
     walking = c.walkers.count, c.walkers.length, c.walkers.each
     paint = partial(rendered, Path(recipe.folder), processes=recipe.processes)
-    where = paint(len(pictures), what=things)
+    where = paint(len(pictures), of=scattered, what=things)
     count = c.kin * len(FAMILIES) * SIZE
     relatives = paint(count, of=kin), paint(count, of=kin, what=things)
     fit(judging, lambda skip: Captioned(pictures, where, relatives, c.batch, recipe.seed, painted, c.painted_from,
@@ -159,7 +159,7 @@ def provenance(recipe: DictConfig) -> dict:
 def train(recipe: DictConfig) -> None:
     """All of it, and the pair written to `recipe.out`."""
     pl.seed_everything(recipe.seed)
-    pictures = rendered(Path(recipe.folder), recipe.scenes, processes=recipe.processes)
+    pictures = rendered(Path(recipe.folder), recipe.scenes, processes=recipe.processes, of=scattered)
     painting = train_vqgan(recipe, pictures)
     judging = train_clip(recipe, pictures, painting)
     guide(judging.clip, some_captions(judging), recipe.clip.guidance)

@@ -14,7 +14,7 @@ import ipywidgets
 
 from .drawings import style_sheet
 from .rows import TIP
-from .settings import NAMES, Settings
+from .settings import NAMES, Settings, SettingsError
 from .strings import Words
 
 SKIPPED = {"device"}  # a matter of the machine, not of the picture
@@ -26,13 +26,16 @@ class Form:
     A picture or video of vqclip's may be dropped on the button: its recipe fills the form.
 
     Args:
-        path: of the YAML file; it need not exist yet.
+        path: of the YAML file; it need not exist yet. One that cannot be read is put aside.
         language: of labels and sentences, see `strings.languages`.
+
+    Attributes:
+        complaint: what was wrong with the file, if something was.
     """
 
     def __init__(self, path: str | Path, language: str = "en"):
         self.path, self.words = Path(path), Words(language)
-        self.settings = Settings.load(self.path, missing_ok=True)
+        self.settings, self.complaint = self._load()
         self.fields = {name: _field(spec, getattr(self.settings, name), self.words) for name, spec in NAMES.items()
                        if name not in SKIPPED}  # fmt: skip
         for name, widget in self.fields.items():
@@ -44,6 +47,8 @@ class Form:
         lines = [_line(widget, _meaning(name, self.words)) for name, widget in self.fields.items()]
         self.widget = ipywidgets.VBox([style_sheet(), like, *lines, self.said])
         self.widget.add_class("vqclip-form")
+        if self.complaint:
+            self._refuse(self.complaint)
 
     def _ipython_display_(self) -> None:
         from IPython.display import display
@@ -56,6 +61,15 @@ class Form:
         for name, widget in self.fields.items():
             widget.value = _shown(getattr(settings, name))
         self._save()
+
+    def _load(self) -> tuple[Settings, str]:
+        """The settings of the file, or those that everyone begins with, and why."""
+        try:
+            return Settings.load(self.path, missing_ok=True), ""
+        except SettingsError as error:
+            aside = self.path.with_suffix(".damaged.yaml")
+            self.path.replace(aside)
+            return Settings(), self.words("put_aside", reason=error, name=aside.name)
 
     def _changed(self, name: str, value: Any) -> None:
         if value == _shown(getattr(self.settings, name)):

@@ -49,6 +49,8 @@ class Page:
         self.studio: Studio | None = None
         self._task: asyncio.Task | None = None
         self.begin()
+        if self.form.complaint:
+            self.studio.panel.say(self.form.complaint)
 
     def begin(self) -> None:
         """A new picture, as the settings are now; the one before is stopped and kept."""
