@@ -1,7 +1,8 @@
 # make demo    installs what it needs into .venv, paints `desert:50 | snow:25`, writes picture and MP4
+# make studio  installs what it needs, opens the page to steer a picture in; make notebook opens JupyterLab
 # make test    installs what it needs, checks style, runs the tests
 # make test-all   also the slow ones
-# make quality  paints what prompts.yaml asks for and prints what a judge reads; make judge trains that one first
+# make quality  paints what prompts.yaml asks for and prints what a judge reads; make judge trains that one anew
 # make curves   draws what was logged while the embedded pair was trained
 # make test-browser   the studio in JupyterLab and Voila, in chromium (apt-get install chromium)
 # make test-colab     the studio's messages on the kernel that Colab has; PYTHON=python3.13 as there
@@ -19,11 +20,17 @@ PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --use-pep
 # torchvision comes along unused with every install; a build for another torch (a CPU torch's) breaks whoever imports it
 FITTING = $(BIN)/python -c "import torchvision" 2> /dev/null || $(BIN)/python -m pip uninstall --quiet --yes torchvision
 
-.PHONY: demo test test-all test-browser test-colab train judge quality curves bench scaling bench-studio profile lint clean
+.PHONY: demo studio notebook test test-all test-browser test-colab train judge quality curves bench scaling bench-studio profile lint clean
 
 demo: $(VENV)/installed
 	$(BIN)/vqclip generate "desert:50 | snow:25" --workspace workspace
 	$(BIN)/vqclip video --workspace workspace
+
+studio: $(VENV)/installed-studio
+	$(BIN)/vqclip studio --workspace workspace
+
+notebook: $(VENV)/installed-notebook
+	VQCLIP_HOME=$(CURDIR)/workspace $(BIN)/jupyter lab notebooks/00_studio.ipynb
 
 test: $(VENV)/installed-test lint
 	$(BIN)/python -m pytest
@@ -75,6 +82,10 @@ $(VENV)/installed: requirements.txt constraints.txt setup.py
 $(VENV)/installed-test: $(VENV)/installed
 	$(PIP) --editable ".[test]"
 	$(FITTING)
+	touch $@
+
+$(VENV)/installed-studio $(VENV)/installed-notebook: $(VENV)/installed-%: $(VENV)/installed
+	$(PIP) --editable ".[$*]"
 	touch $@
 
 $(VENV)/installed-plots: $(VENV)/installed

@@ -1,14 +1,20 @@
 """Side by side: a batch paints what its runs would paint by themselves, whatever happens on the way."""
 
 import itertools
+import math
+import shutil
 
+import filelock
 import pytest
 import quick
 import torch
 
 import vqclip
 from vqclip import batch as batch_module
+from vqclip import session as session_module
 from vqclip.batch import Batch, generate_batch
+from vqclip.run import NotFinite
+from vqclip.session import SessionError
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +74,10 @@ def test_runs_that_have_too_little_in_common_are_refused(runs, painter):
                   quick.run(vqgan=quick.painter(1), clip=runs(1)[0].judges()[0][1].perceptor)):  # fmt: skip
         with pytest.raises(ValueError, match="cannot be painted side by side"):
             Batch([*runs(1), other])
+    batch = Batch(runs())
+    batch.runs[1].losses["tv"] = 1.0, vqclip.LOSSES["tv"]
+    with pytest.raises(ValueError, match="cannot be painted side by side"):
+        next(batch)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
@@ -102,7 +112,9 @@ def test_when_memory_runs_out_fewer_go_at_once_and_pictures_stay(runs, monkeypat
 
     assert batch.at_once == 4
     monkeypatch.setattr(batch_module, "advance", small)
-    assert torch.equal(codes(list(batch)), expected)
+    said = "out of memory at step 0, which is done again: from here {} of 4".format
+    with pytest.warns(UserWarning, match=said(2)), pytest.warns(UserWarning, match=said(1)):
+        assert torch.equal(codes(list(batch)), expected)
     assert batch.at_once == 1
 
 
@@ -113,23 +125,96 @@ def test_as_many_go_at_once_as_there_is_memory_for(runs, monkeypatch):
         assert Batch(runs(4)).at_once == at_once
 
 
-def test_sessions_keep_each_run_and_go_on_after_an_interrupt(runs, tmp_path):
-    expected = codes(list(zip(*runs(lr=0.3), strict=True)))
+@pytest.fixture
+def recorded(runs, tmp_path):
+    """A batch with its sessions, and a check that in the end they have what its runs would have painted alone."""
     batch = Batch(runs(lr=0.3))
     sessions = [vqclip.Session.create(tmp_path, run) for run in batch.runs]
 
-    frames = [session.record(*one) for session, one in zip(sessions, batch.each(), strict=True)]
-    for _ in range(3):
-        [next(each) for each in frames]
-    next(frames[0])  # the others have made that step, and lost its frame
-    for each in frames:
-        each.close()
-    assert [len(session.codes) for session in sessions] == [4, 3, 3] == [run.step for run in batch.runs]
+    def check():
+        for run, session in zip(runs(lr=0.3), sessions, strict=True):
+            assert torch.equal(torch.from_numpy(session.codes.read()).long(), quick.paint(run))
+            assert (session.path / "final.png").is_file()
+
+    return batch, sessions, check
+
+
+def at(sessions):
+    return [len(session.codes) for session in sessions]
+
+
+def test_sessions_keep_each_run(recorded):
+    batch, sessions, check = recorded
+    assert [[frame.step for frame in frames] for frames in batch.record(sessions)] == [[k] * 3 for k in range(11)]
+    check()
+
+
+def test_interrupts_between_two_sessions_cost_no_frame(recorded, monkeypatch):
+    batch, sessions, check = recorded
+    append, count = vqclip.Session._append, itertools.count(1)
+
+    def interrupted(self, frame):
+        if next(count) in (8, 12, 13):  # the second of the third step; then while the others catch up
+            raise KeyboardInterrupt
+        append(self, frame)
+
+    monkeypatch.setattr(vqclip.Session, "_append", interrupted)
+    for expected in ([3, 2, 2], [4, 3, 3], [4, 3, 3]):
+        with pytest.raises(KeyboardInterrupt):
+            for _ in batch.record(sessions):
+                pass
+        assert at(sessions) == [run.step for run in batch.runs] == expected
+    assert [len(frames) for frames in batch.record(sessions)] == [3] * 7
+    check()
+
+
+def test_after_a_kill_sessions_go_on_side_by_side(recorded, painter, tmp_path, monkeypatch):
+    batch, sessions, check = recorded
+    monkeypatch.setattr(session_module, "PAUSE", math.inf)
+    judge, frames, killed = batch.runs[0].judges()[0][1].perceptor, batch.record(sessions), tmp_path / "killed"
+    for _ in range(5):
+        next(frames)
+    sessions[1]._save(batch.runs[1])  # the others' states are older than their codes
+    shutil.copytree(tmp_path / "sessions", killed / "sessions")
+    frames.close()
+    sessions[:] = [vqclip.Session(killed / "sessions" / session.path.name) for session in sessions]
+    again = Batch([session.resume(painter, judge) for session in sessions])
+    assert [run.step for run in again.runs] == [0, 5, 0]
+    for _ in again.record(sessions):
+        pass
+    check()
+
+
+def test_what_hinders_one_session_leaves_all_where_they_were(recorded, monkeypatch):
+    batch, sessions, check = recorded
+    elsewhere = filelock.FileLock(sessions[1].path / ".lock")
+    with elsewhere, pytest.raises(SessionError, match="painted by another program"):
+        next(batch.record(sessions))
+    assert at(sessions) == [run.step for run in batch.runs] == [0, 0, 0]
+    append, count = vqclip.Session._append, itertools.count(1)
+
+    def full(self, frame):
+        if next(count) == 5:
+            raise OSError(28, "No space left on device")
+        append(self, frame)
+
+    monkeypatch.setattr(vqclip.Session, "_append", full)
+    with pytest.raises(SessionError, match="No space left"):
+        for _ in batch.record(sessions):
+            pass
+    assert at(sessions) == [run.step for run in batch.runs] == [2, 1, 1]
     for _ in batch.record(sessions):
         pass
-    for k, session in enumerate(sessions):
-        kept = torch.from_numpy(session.codes.read()).long()
-        assert torch.equal(kept, expected[:, k]) and (session.path / "final.png").is_file()
+    check()
+
+
+def test_a_run_that_is_no_number_stops_all_and_says_which(runs):
+    batch = Batch(runs(lr=0.3))
+    next(batch)
+    batch.runs[1].losses["judge"] = math.nan, batch.runs[1].losses["judge"][1]
+    with pytest.raises(NotFinite, match="at step 1 the judge became nan .seed 1."):
+        next(batch)
+    assert [run.step for run in batch.runs] == [1, 1, 1]
 
 
 def test_seeds_share_loaded_models(painter, tmp_path):

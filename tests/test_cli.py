@@ -65,7 +65,9 @@ def test_several_seeds_are_painted_side_by_side_each_as_by_itself(vqclip):
 def test_options_may_stand_among_the_words(vqclip):
     code, out, _ = vqclip("preflight", "desert", "--preset", "draft", *TINY)
     assert code == 0 and "painted at" not in out and "for 4 frames" in out
-    for words in (("generate", "desert", "--speed", "3"), ("settings", "now")):
+    code, out, _ = vqclip("preflight", "noise", *TINY)  # a setting's name is a word like any other
+    assert code == 0 and "noise 100 %" in out
+    for words in (("generate", "desert", "--speed", "3"), ("generate", "desert", "--seed", "3"), ("settings", "now")):
         with pytest.raises(SystemExit):
             vqclip(*words)
 
@@ -148,7 +150,7 @@ def test_the_page_is_for_this_machine_and_behind_a_token(vqclip, home, monkeypat
     assert environment["VQCLIP_HOME"] == str(home.resolve()) and environment["VQCLIP_LANGUAGE"] == "ru"
     assert "choose en, ru, de, es" in vqclip("studio", "--language", "xx")[2]
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert 'pip install "vqclip[studio]"' in vqclip("studio")[2]
+    assert 'pip install -e ".[studio]"' in vqclip("studio")[2]
 
 
 def test_a_picture_repeats_what_was_changed_on_the_way(vqclip):

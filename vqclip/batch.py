@@ -13,9 +13,9 @@ rounding. A graphics card that a single picture leaves half idle is busy then. T
 
 from __future__ import annotations
 
-from collections import deque
+import warnings
 from collections.abc import Iterator, Sequence
-from itertools import zip_longest
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 class Batch:
     """Runs side by side: an iterator of lists of frames, one of each run, all of the same step.
 
-    Where runs are at different steps, only those that are behind go on until all are level: a frame of each of these.
+    Runs that are behind the others, as after a crash, first catch up; their frames on the way are not in the lists.
 
     Args:
         runs: with the same painter, judges, losses, size and steps, at rest.
@@ -44,48 +44,19 @@ class Batch:
 
     def __init__(self, runs: Sequence[Run], at_once: int = 0):
         self.runs = list(runs)
-        alike = {(id(run.latent.vqgan), tuple(id(judge.perceptor) for _, judge in run.judges()), tuple(run.losses),
-                  run.latent.z.shape, run.steps) for run in self.runs}  # fmt: skip
-        if len(alike) != 1:
-            raise ValueError(f"{len(self.runs)} runs cannot be painted side by side: give some that have the same "
-                             "loaded painter and judges, losses, size and steps")  # fmt: skip
+        self._check()
         self.at_once = at_once or _fitting(self.runs[0], len(self.runs))
 
     def __iter__(self) -> Batch:
         return self
 
-    @property
-    def behind(self) -> list[Run]:
-        """The runs that go next: all, unless some are behind."""
-        step = min(run.step for run in self.runs)
-        return [run for run in self.runs if run.step == step]
-
     def __next__(self) -> list[Frame]:
-        runs, frames = self.behind, []
-        step = runs[0].step
-        if step > runs[0].steps:
-            raise StopIteration
-        try:
-            while len(frames) < len(runs):
-                frames += self._advance(runs[len(frames) : len(frames) + self.at_once])
-        except BaseException:  # an interrupt too: no frame of this step came out, so none has taken it
-            _return(runs, step)
-            raise
-        return frames
-
-    def _advance(self, runs: list[Run]) -> list[Frame]:
-        """A step of some; when there is not enough memory, of fewer."""
-        if len(runs) == 1:
-            return [next(runs[0])]
-        step = runs[0].step
-        try:
-            return advance(runs)
-        except Exception as error:
-            if not is_exhaustion(error):
-                raise
-            _return(runs, step)
-        self.at_once = len(runs) // 2
-        return self._advance(runs[: self.at_once])
+        while True:
+            made = self._advance()
+            if made is None:
+                raise StopIteration
+            if len(made) == len(self.runs):
+                return [frame for _, frame in made]
 
     def record(self, sessions: Sequence[Session]) -> Iterator[list[Frame]]:
         """Iterate and keep every frame of each run in its session; again to go on after an interrupt.
@@ -95,32 +66,62 @@ class Batch:
         Raises:
             SessionError: see `Session.record`; what was made is kept.
         """
-        recorded = [session.record(*one) for session, one in zip(sessions, self.each(), strict=True)]
-        try:
-            for frames in zip_longest(*recorded):
-                yield [frame for frame in frames if frame is not None]
-        finally:
-            for each in recorded:
-                each.close()
-
-    def each(self) -> list[tuple[Run, Iterator[Frame]]]:
-        """Each run with an iterator of its own frames, to be taken in turns; whoever is first has all of them step."""
-        waiting: dict[int, deque[Frame]] = {id(run): deque() for run in self.runs}
-
-        def frames(mine: deque[Frame]) -> Iterator[Frame]:
+        with ExitStack() as stack:  # before the first step: each brings its run to where its files are
+            pairs = zip(self.runs, sessions, strict=True)
+            recordings = {id(run): stack.enter_context(session.recording(run)) for run, session in pairs}
             while True:
-                while not mine:
-                    runs, made = self.behind, next(self, None)
-                    if made is None:
-                        return
-                    for run, frame in zip(runs, made, strict=True):
-                        waiting[id(run)].append(frame)
-                yield mine.popleft()
+                for recording in recordings.values():
+                    recording.note()
+                made = self._advance()
+                if made is None:
+                    return
+                for run, frame in made:
+                    recordings[id(run)].keep(frame)
+                if len(made) == len(self.runs):
+                    yield [frame for _, frame in made]
 
-        return [(run, frames(waiting[id(run)])) for run in self.runs]
+    def _advance(self) -> list[tuple[Run, Frame]] | None:
+        """One step of the runs that are furthest behind, all of them as a rule; None at the end."""
+        self._check()
+        for run in self.runs:
+            run.settle()
+        step = min(run.step for run in self.runs)
+        if step > self.runs[0].steps:
+            return None
+        runs, frames = [run for run in self.runs if run.step == step], []
+        try:
+            while len(frames) < len(runs):
+                frames += self._together(runs[len(frames) : len(frames) + self.at_once])
+        except BaseException:  # an interrupt too: no frame of this step came out, so none has taken it
+            _take_back(runs, step)
+            raise
+        return list(zip(runs, frames, strict=True))
+
+    def _together(self, runs: list[Run]) -> list[Frame]:
+        """A step of some as one batch; when there is not enough memory, of fewer."""
+        if len(runs) == 1:
+            return [next(runs[0])]
+        step = runs[0].step
+        try:
+            return advance(runs)
+        except Exception as error:
+            if not is_exhaustion(error):
+                raise
+            _take_back(runs, step)
+        self.at_once = len(runs) // 2
+        warnings.warn(f"out of memory at step {step}, which is done again: from here {self.at_once} of "
+                      f"{len(self.runs)} pictures are painted at once", stacklevel=4)  # fmt: skip
+        return self._together(runs[: self.at_once])
+
+    def _check(self) -> None:
+        alike = {(id(run.latent.vqgan), tuple(id(judge.perceptor) for _, judge in run.judges()), tuple(run.losses),
+                  run.latent.z.shape, run.steps) for run in self.runs}  # fmt: skip
+        if len(alike) != 1 or len(set(map(id, self.runs))) < len(self.runs):
+            raise ValueError(f"these {len(self.runs)} runs cannot be painted side by side: give different ones that "
+                             "have the same loaded painter and judges, losses, size and steps")  # fmt: skip
 
 
-def _return(runs: list[Run], step: int) -> None:
+def _take_back(runs: list[Run], step: int) -> None:
     """Bring runs back to a step of which some may have been taken, or half taken."""
     for run in runs:
         run.settle()

@@ -54,7 +54,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = _parser()
     found, further = parser.parse_known_args(arguments)
     if further and (not hasattr(found, "words") or any(word.startswith("-") for word in further)):
-        parser.error(f"unrecognized arguments: {' '.join(further)}")
+        odd = [word for word in further if word.startswith("-")] or further
+        parser.error(f"unrecognized arguments: {' '.join(odd)}")
     if further:
         found.words += further
     return found
@@ -69,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
                            help="where everything is kept (default: $VQCLIP_HOME or ./workspace)")  # fmt: skip
 
     def command(run, name: str, help: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=help, description=help, parents=[workspace])
+        sub = commands.add_parser(name, help=help, description=help, parents=[workspace], allow_abbrev=False)
         sub.set_defaults(run=run)
         return sub
 
@@ -181,14 +182,15 @@ def _paint(batch, sessions) -> None:
     run, folders = batch.runs[0], "\n".join(str(session.path) for session in sessions)
     print("\n".join(look(run, sessions[0].path).lines()))
     if len(sessions) > 1:
-        print(f"{len(sessions)} pictures side by side, {batch.at_once} at once; the bar is of the first")
+        print(f"{len(sessions)} pictures side by side, {batch.at_once} at once; this is of each, the bar of the first")
     try:
         first = (frames[0] for frames in batch.record(sessions))
         for _ in progress(paced(first, run, tqdm.write), run):
             pass
     except KeyboardInterrupt:
-        ways = "\n".join(f"vqclip continue {session.path}" for session in sessions)
-        print(f"\npaused at step {run.step}; everything is kept. Go on with: {ways}")
+        print(f"\npaused at step {run.step}; everything is kept. Go on with:")
+        for session in sessions:
+            print(f"vqclip continue {session.path}")
         raise
     except ArithmeticError:
         print(f"what was made is in {folders}", file=sys.stderr)
@@ -228,7 +230,7 @@ def _settings(arguments: argparse.Namespace) -> None:
     for name, default, allowed, help in table():
         print(f"{name:<14}{default:<22}{help}{f' ({allowed})' if allowed else ''}")
     for name, changes in PRESETS.items():
-        print(f"--preset {name:<6}{' '.join(f'{key}={value}' for key, value in changes.items())}")
+        print(f"--preset {name:<8}{' '.join(f'{key}={value}' for key, value in changes.items())}")
 
 
 def _studio(arguments: argparse.Namespace) -> None:
@@ -239,7 +241,7 @@ def _studio(arguments: argparse.Namespace) -> None:
     from .strings import Words
 
     if importlib.util.find_spec("voila") is None:
-        raise SettingsError('the page needs Voila: pip install "vqclip[studio]"')
+        raise SettingsError('the page needs Voila: pip install -e ".[studio]" where vqclip is, or make studio')
     Words(arguments.language)
     folder = workspace(arguments.workspace).resolve()
     command = [sys.executable, "-m", "voila", str(Path(__file__).with_name("page.ipynb")), "--token",
@@ -267,7 +269,7 @@ def _checkpoints(arguments: argparse.Namespace) -> None:
 
 def _split(words: list[str], names: Iterable[str]) -> tuple[str | None, list[str]]:
     """The first word, unless it is a `name=value` already, and the others."""
-    if words and words[0].partition("=")[0] not in names:
+    if words and not ("=" in words[0] and words[0].partition("=")[0] in names):
         return words[0], words[1:]
     return None, words
 

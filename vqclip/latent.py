@@ -2,7 +2,8 @@
 
 A latent is called for its image (1, 3, H, W) in [0, 1]; it has `parameters()` for the optimiser, `project_()` to bring
 them back to where they mean something, `churn_()` to keep them moving, `codes()`, the compact record of what it shows,
-`state()` / `restore()`, and `spare()` for when memory is short.
+`state()` / `restore()`, and `spare()` for when memory is short. To be painted several at once, see `paint`, it has its
+`vqgan` and is `quantised()`.
 """
 
 from __future__ import annotations
@@ -115,7 +116,8 @@ def paint(latents: Sequence[VQLatent]) -> list[Tensor]:
     if len(latents) == 1:
         return [latents[0]()]
     z_q = torch.cat([latent.quantised() for latent in latents])  # (B, C, h, w)
-    return list(clamp_with_grad(latents[0].vqgan.decode(z_q)).split(1))
+    pictures = clamp_with_grad(latents[0].vqgan.decode(z_q))
+    return [picture.clone() for picture in pictures.split(1)]  # or who keeps one keeps all
 
 
 def fade(step: int, decay: int) -> float:

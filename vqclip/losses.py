@@ -113,7 +113,7 @@ class PromptLoss:
         draw = draw or self.cutouts.draw(*image.shape[2:])
         chunk = self.chunk or len(draw)
         if chunk >= len(draw):
-            return self.judge(self.perceptor.encode_image(self.cutouts(image, draw)))
+            return self.of(self.perceptor.encode_image(self.cutouts(image, draw)))
         seen: list[Tensor] = []  # of each chunk: (n', D)
 
         def part(image: Tensor, some: Draw) -> Tensor:
@@ -126,7 +126,7 @@ class PromptLoss:
         self._note(torch.cat(seen))
         return loss
 
-    def judge(self, embedded: Tensor) -> Tensor:
+    def of(self, embedded: Tensor) -> Tensor:
         """What the perceptor sees in a picture's cutouts (N, D) -> scalar."""
         self._note(embedded.detach())
         return self._distance(embedded) / len(embedded)
@@ -153,4 +153,4 @@ def judged(losses: Sequence[Callable[[Tensor], Tensor]], images: Sequence[Tensor
         return [loss(image) for loss, image in zip(losses, images, strict=True)]
     cutouts = [loss.cutouts(image) for loss, image in zip(losses, images, strict=True)]  # of each (N, 3, S, S)
     embedded = losses[0].perceptor.encode_image(torch.cat(cutouts))  # (sum of N, D)
-    return [loss.judge(seen) for loss, seen in zip(losses, embedded.split([*map(len, cutouts)]), strict=True)]
+    return [loss.of(seen) for loss, seen in zip(losses, embedded.split([*map(len, cutouts)]), strict=True)]

@@ -223,9 +223,9 @@ class Run:
         for name, value in zip(values, told, strict=True):
             if not math.isfinite(value):
                 raise NotFinite(
-                    f"at step {self.step} the {name} became {value}, so this step was not taken; what was made "
-                    f"until here is kept. A smaller lr (now {self.optimizer.param_groups[0]['lr']:g}) or "
-                    "precision=float32 usually helps"
+                    f"at step {self.step} the {name} became {value} (seed {self.settings.seed}), so this step was not "
+                    "taken; what was made until here is kept. A smaller lr (now "
+                    f"{self.optimizer.param_groups[0]['lr']:g}) or precision=float32 usually helps"
                 )
 
     def _similarity(self) -> dict[str, float]:
@@ -281,7 +281,7 @@ class Run:
 def advance(runs: Sequence[Run]) -> list[Frame]:
     """One step of each run, painted and judged as one batch; several must have painter, judges and size in common.
 
-    When it fails, each run is to settle: `Run.__next__` and `batch.Batch` see to it.
+    When it fails, some may have taken the step and others not: whoever calls it brings them back, see `batch.Batch`.
     """
     for run in runs:
         run._begin()

@@ -25,6 +25,7 @@ import re
 import time
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -144,48 +145,25 @@ class Session:
             raise SessionError(f"there is no session in {workspace(workspace_path)} yet: paint one first")
         return cls(made[-1].parent)
 
-    def record(self, run: Run, frames: Iterator[Frame] | None = None) -> Iterator[Frame]:
+    def record(self, run: Run) -> Iterator[Frame]:
         """Iterate a run and keep every frame; yields the frames. Iterate again to go on after an interrupt.
 
-        Args:
-            frames: where the run's frames are to be had, if not of itself; see `batch.Batch.each`.
         Raises:
             SessionError: another program records this session, the run is of another one, or the disk is full; what
                 was made is kept.
         """
-        me = self._lock.holder = object()
-        try:
-            self._lock.acquire()
-            self._align(run, 0 if frames is None else max(0, run.step - len(self.codes)))
-            try:
-                yield from self._recorded(run, run if frames is None else frames, me)
-            finally:
-                if me is self._lock.holder:
-                    self._close(run)
-        except Timeout as error:
-            raise SessionError(f"{self.path} is being painted by another program: stop that one first") from error
-        except (OSError, ImageError) as error:
-            reason = getattr(error.__cause__ or error, "strerror", None) or error  # ImageError has it from an OSError
-            raise SessionError(f"{self.path} cannot be written ({reason}): make room or allow writing, then `vqclip "
-                               f"continue {self.path}`; all but the last second is kept") from error  # fmt: skip
-        finally:
-            if me is self._lock.holder:
-                self._lock.release(force=True)
+        with self.recording(run) as recording:
+            while True:
+                recording.note()
+                frame = next(run, None)
+                if frame is None:
+                    return
+                recording.keep(frame)
+                yield frame
 
-    def _recorded(self, run: Run, frames: Iterator[Frame], me: object) -> Iterator[Frame]:
-        saved = time.monotonic()
-        while me is self._lock.holder:
-            self._note_steering(run)  # before its step, so that no kill can part the two
-            frame = next(frames, None)
-            if frame is None:
-                return
-            self._append(frame)
-            self.last_frame = frame
-            if time.monotonic() - saved >= PAUSE and run.step == frame.step + 1:  # in a batch it may be further
-                self._save(run)
-                saved = time.monotonic()
-            yield frame
-        raise SessionError(f"{self.path} is painted from elsewhere in this program by now: go on there")
+    def recording(self, run: Run) -> Recording:
+        """What `record` keeps frames with, for whoever takes the steps himself: `with session.recording(run) as r`."""
+        return Recording(self, run)
 
     def resume(self, vqgan: VQGAN | None = None, clip: Any = None, root: str | Path | None = None) -> Run:
         """The run as it stood when it was last saved, ready to be recorded further.
@@ -305,27 +283,23 @@ class Session:
             image = run.latent.decode(torch.from_numpy(self.codes.read(step)[0]).to(run.latent.z.device))
         save_png(self.path / "final.png", crop_to(image, self.settings.size), self.recipe())
 
-    def _align(self, run: Run, ahead: int = 0) -> None:
-        """Bring the run and the files to the same step: that of the run if all is whole, else that of the state.
-
-        Args:
-            ahead: how many steps the run has made whose frames are still to come.
-        """
+    def _align(self, run: Run) -> None:
+        """Bring the run and the files to the same step: that of the run if all is whole, else that of the state."""
         if run.settings.replace(steps=self.settings.steps) != self.settings:
             raise SessionError(f"the run was not set up as {self.path} was: give it a session of its own")
         for left in self.path.glob(".*.part*"):
             if left.suffix in LEFT:
                 left.unlink()
         self._noted = self.steering
-        if len(self.codes) != run.step - ahead:
+        if len(self.codes) != run.step:
             state = self._read_state()
             if run.step != state["step"]:  # it is new to this folder, and learns what was changed in it
                 run.steering = {**self._noted, **run.steering}
             run.restore(state)
-        if len(self.codes) < run.step - ahead:
+        if len(self.codes) < run.step:
             raise SessionError(f"{self.path} has {len(self.codes)} steps, its state is of step {run.step}: the codes "
                                "were cut; make the video from what is left")  # fmt: skip
-        self.codes.truncate(run.step - ahead)
+        self.codes.truncate(run.step)
         path = self.path / "losses.jsonl"
         whole = "".join(map(_line, self.losses()))
         if not path.is_file() or path.read_text("utf-8", errors="replace") != whole:
@@ -343,6 +317,76 @@ class Session:
             raise SessionError(f"{path} is damaged: the run cannot go on, but `vqclip video {self.path}` still works, "
                                "and --like with its picture begins anew")  # fmt: skip
         return torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+
+
+class Recording:
+    """A session while it is recorded: a context in which nobody else records it.
+
+    On the way in, run and files are brought to the same step; on the way out, state and picture are kept, and a step
+    whose frame was lost is taken back. All of it raises SessionError, as `Session.record` says.
+    """
+
+    def __init__(self, session: Session, run: Run):
+        self.session, self.run = session, run
+        self._me, self._saved = object(), 0.0
+
+    def __enter__(self) -> Recording:
+        lock = self.session._lock
+        lock.holder = self._me
+        try:
+            with self._said():
+                lock.acquire()
+                self.session._align(self.run)
+        except BaseException:
+            self._release()
+            raise
+        self._saved = time.monotonic()
+        return self
+
+    def note(self) -> None:
+        """Before a step: keep what it is steered by, so that no kill can part the two."""
+        if not self._mine:
+            raise SessionError(f"{self.session.path} is painted from elsewhere in this program by now: go on there")
+        with self._said():
+            self.session._note_steering(self.run)
+
+    def keep(self, frame: Frame) -> None:
+        """After the step: keep its frame, and about once a second the state."""
+        with self._said():
+            self.session._append(frame)
+            self.session.last_frame = frame
+            if time.monotonic() - self._saved >= PAUSE:
+                self.session._save(self.run)
+                self._saved = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            if self._mine:
+                with self._said():
+                    self.session._close(self.run)
+        finally:
+            self._release()
+
+    @property
+    def _mine(self) -> bool:
+        return self._me is self.session._lock.holder
+
+    def _release(self) -> None:
+        if self._mine:
+            self.session._lock.release(force=True)
+
+    @contextmanager
+    def _said(self) -> Iterator[None]:
+        """What goes wrong with files, said as a SessionError."""
+        path = self.session.path
+        try:
+            yield
+        except Timeout as error:
+            raise SessionError(f"{path} is being painted by another program: stop that one first") from error
+        except (OSError, ImageError) as error:
+            reason = getattr(error.__cause__ or error, "strerror", None) or error  # ImageError has it from an OSError
+            raise SessionError(f"{path} cannot be written ({reason}): make room or allow writing, then `vqclip "
+                               f"continue {path}`; all but the last second is kept") from error  # fmt: skip
 
 
 def _read_about(path: Path) -> dict[str, Any]:

@@ -97,7 +97,7 @@ class Settings:
         return self.replace(**changes)
 
     def preset(self, name: str) -> Settings:
-        """These settings with a preset's applied: `draft`, `good` or `fine`."""
+        """These settings with a preset's applied: one of `PRESETS`."""
         if name not in PRESETS:
             raise SettingsError(f"there is no preset {name!r}; there are {', '.join(PRESETS)}")
         return self.replace(**PRESETS[name])
