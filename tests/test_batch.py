@@ -3,6 +3,7 @@
 import itertools
 import math
 import shutil
+from types import SimpleNamespace
 
 import filelock
 import pytest
@@ -38,7 +39,7 @@ def codes(frames):
                                      {"losses": "tv:0.5"}])  # fmt: skip
 def test_a_batch_paints_what_each_run_would_by_itself(runs, changes):
     alone, together = (runs(lr=0.3, **changes) for _ in range(2))
-    expected, made = list(zip(*alone, strict=True)), list(Batch(together))
+    expected, made = list(zip(*alone, strict=True)), list(Batch(together, 3))
     assert len(made) == alone[0].steps + 1
     assert torch.equal(codes(made), codes(expected))
     for mine, theirs in zip(itertools.chain(*made), itertools.chain(*expected), strict=True):
@@ -52,14 +53,14 @@ def test_painter_and_judge_are_asked_once_a_step(runs, monkeypatch):
     seen = []
     monkeypatch.setattr(quick.Judge, "encode_image",
                         lambda self, cutouts, look=quick.Judge.encode_image: seen.append(len(cutouts)) or look(self, cutouts))  # fmt: skip  # noqa: E501
-    batch = Batch(runs())
+    batch = Batch(runs(), at_once=3)
     n = batch.runs[0].settings.cutouts
     next(batch)
     assert seen == [3 * n]
 
 
 def test_each_is_steered_by_itself(runs):
-    alone, together = runs(lr=0.3), Batch(runs(lr=0.3))
+    alone, together = runs(lr=0.3), Batch(runs(lr=0.3), at_once=3)
     for run in (alone[1], together.runs[1]):
         next(run) if run is alone[1] else next(together)
         run.change(prompts="snow", lr=0.01)
@@ -102,7 +103,7 @@ def test_after_a_mishap_all_are_at_the_same_step_and_go_on_exactly(runs, monkeyp
 
 def test_when_memory_runs_out_fewer_go_at_once_and_pictures_stay(runs, monkeypatch):
     expected = codes(list(zip(*runs(4, lr=0.3), strict=True)))
-    batch, advance = Batch(runs(4, lr=0.3)), batch_module.advance
+    batch, advance = Batch(runs(4, lr=0.3), at_once=4), batch_module.advance
 
     def small(some):
         if len(some) > 1:
@@ -110,7 +111,6 @@ def test_when_memory_runs_out_fewer_go_at_once_and_pictures_stay(runs, monkeypat
             raise torch.OutOfMemoryError("not enough")
         return advance(some)
 
-    assert batch.at_once == 4
     monkeypatch.setattr(batch_module, "advance", small)
     said = "out of memory at step 0, which is done again: from here {} of 4".format
     with pytest.warns(UserWarning, match=said(2)), pytest.warns(UserWarning, match=said(1)):
@@ -118,17 +118,21 @@ def test_when_memory_runs_out_fewer_go_at_once_and_pictures_stay(runs, monkeypat
     assert batch.at_once == 1
 
 
-def test_as_many_go_at_once_as_there_is_memory_for(runs, monkeypatch):
-    need = batch_module.needed(runs(1)[0]).step
+def test_as_many_go_at_once_as_a_card_has_memory_for_and_one_on_a_processor(runs, monkeypatch):
+    assert Batch(runs(4)).at_once == 1
+    some = runs(4)
+    need = batch_module.needed(some[0]).step
+    monkeypatch.setattr(batch_module, "needed", lambda run: SimpleNamespace(step=need))
     for there, at_once in ((None, 4), (100 * need, 4), (int(2.5 * need), 2), (need // 2, 1)):
         monkeypatch.setattr(batch_module, "free", lambda device, there=there: there)
-        assert Batch(runs(4)).at_once == at_once
+        card = SimpleNamespace(latent=SimpleNamespace(z=SimpleNamespace(device=torch.device("cuda"))))
+        assert batch_module._fitting(card, 4) == at_once
 
 
 @pytest.fixture
 def recorded(runs, tmp_path):
     """A batch with its sessions, and a check that in the end they have what its runs would have painted alone."""
-    batch = Batch(runs(lr=0.3))
+    batch = Batch(runs(lr=0.3), at_once=3)
     sessions = [vqclip.Session.create(tmp_path, run) for run in batch.runs]
 
     def check():
@@ -209,7 +213,7 @@ def test_what_hinders_one_session_leaves_all_where_they_were(recorded, monkeypat
 
 
 def test_a_run_that_is_no_number_stops_all_and_says_which(runs):
-    batch = Batch(runs(lr=0.3))
+    batch = Batch(runs(lr=0.3), at_once=3)
     next(batch)
     batch.runs[1].losses["judge"] = math.nan, batch.runs[1].losses["judge"][1]
     with pytest.raises(NotFinite, match="at step 1 the judge became nan .seed 1."):

@@ -35,8 +35,8 @@ class Batch:
 
     Args:
         runs: with the same painter, judges, losses, size and steps, at rest.
-        at_once: how many are painted and judged as one batch; 0 takes as many as there is memory for. When memory runs
-            out on the way it is halved, and pictures go on as they were.
+        at_once: how many are painted and judged as one batch; 0 takes as many as there is memory for, on a processor
+            one. When memory runs out on the way it is halved, and pictures go on as they were.
 
     Raises:
         ValueError: the runs cannot be painted together.
@@ -130,9 +130,16 @@ def _take_back(runs: list[Run], step: int) -> None:
 
 
 def _fitting(run: Run, count: int) -> int:
-    """How many of these have room at once, as far as anybody can tell; 1 where one has to be sparing already."""
-    there = free(run.latent.z.device) if count > 1 else None
-    return count if there is None else max(1, min(count, there // needed(run).step))
+    """How many of these to take at once: on a graphics card as many as have room, as far as anybody can tell.
+
+    On a processor one: a batch gains nothing there, and what it keeps no longer fits into its caches (8 seeds of the
+    published sizes at 256x256 took 1.8 times as long as one after the other, of the embedded pair .97 times).
+    """
+    device = run.latent.z.device
+    there = None if device.type == "cpu" or count == 1 else free(device)
+    if there is None:
+        return 1 if device.type == "cpu" else count
+    return max(1, min(count, there // needed(run).step))
 
 
 def generate_batch(prompts: str | Sequence | None = None, vqgan: VQGAN | str | Path | None = None,
