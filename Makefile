@@ -30,7 +30,7 @@ studio: $(VENV)/installed-studio
 	$(BIN)/vqclip studio --workspace workspace
 
 notebook: $(VENV)/installed-notebook
-	VQCLIP_HOME=$(CURDIR)/workspace $(BIN)/jupyter lab notebooks/00_studio.ipynb
+	VQCLIP_HOME="$(CURDIR)/workspace" $(BIN)/jupyter lab notebooks/00_studio.ipynb
 
 test: $(VENV)/installed-test lint
 	$(BIN)/python -m pytest
@@ -79,17 +79,9 @@ $(VENV)/installed: requirements.txt constraints.txt setup.py
 	$(FITTING)
 	touch $@
 
-$(VENV)/installed-test: $(VENV)/installed
-	$(PIP) --editable ".[test]"
-	$(FITTING)
-	touch $@
-
-$(VENV)/installed-studio $(VENV)/installed-notebook: $(VENV)/installed-%: $(VENV)/installed
+WITH = $(VENV)/installed-test $(VENV)/installed-plots $(VENV)/installed-studio $(VENV)/installed-notebook
+$(WITH): $(VENV)/installed-%: $(VENV)/installed
 	$(PIP) --editable ".[$*]"
-	touch $@
-
-$(VENV)/installed-plots: $(VENV)/installed
-	$(PIP) --editable ".[plots]"
 	$(FITTING)
 	touch $@
 

@@ -136,10 +136,10 @@ def _fitting(run: Run, count: int) -> int:
     published sizes at 256x256 took 1.8 times as long as one after the other, of the embedded pair .97 times).
     """
     device = run.latent.z.device
-    there = None if device.type == "cpu" or count == 1 else free(device)
-    if there is None:
-        return 1 if device.type == "cpu" else count
-    return max(1, min(count, there // needed(run).step))
+    if device.type == "cpu" or count == 1:
+        return 1
+    there = free(device)
+    return count if there is None else max(1, min(count, there // needed(run).step))
 
 
 def generate_batch(prompts: str | Sequence | None = None, vqgan: VQGAN | str | Path | None = None,

@@ -74,20 +74,12 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
-    for run, name, help in (
-        (_generate, "generate", "paint a picture; the last line printed is the session's folder"),
-        (_preflight, "preflight", "say what a run would be, its memory, time, disk and video, after three steps of it"),
-    ):
-        sub = command(run, name, help)
-        sub.add_argument("words", nargs="*", metavar="PROMPT key=value",
-                         help="the prompt, `text:weight:stop | ...`, and settings; see `vqclip settings`")  # fmt: skip
-        sub.add_argument("--like", metavar="FILE",
-                         help="begin with the recipe inside a picture or video, and what was changed")  # fmt: skip
-        sub.add_argument("--settings", metavar="FILE", help="begin with a YAML file of settings")
-        sub.add_argument("--preset", choices=PRESETS, help="how long and how closely to look")
-        if run is _generate:
-            sub.add_argument("--seeds", type=int, default=1, metavar="N",
-                             help="paint N pictures side by side, with this seed and those that follow")  # fmt: skip
+    sub = command(_generate, "generate", "paint a picture; the last line printed is the session's folder")
+    _ask(sub)
+    sub.add_argument("--seeds", type=int, default=1, metavar="N",
+                     help="paint N pictures side by side, with this seed and those that follow")  # fmt: skip
+    _ask(command(_preflight, "preflight",
+                 "say what a run would be, its memory, time, disk and video, after three steps of it"))  # fmt: skip
     sub = command(_continue, "continue", "go on with a session exactly where it stood")
     sub.add_argument("words", nargs="*", metavar="SESSION steps=N",
                      help="its folder, or the newest if none is given; and more steps than planned")  # fmt: skip
@@ -108,6 +100,16 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--language", default="en", help="of the panel: en, ru, de or es")
     sub.add_argument("--no-browser", action="store_true", help="only print the address")
     return parser
+
+
+def _ask(sub: argparse.ArgumentParser) -> None:
+    """Let a command be told what to paint; `_asked` reads it."""
+    sub.add_argument("words", nargs="*", metavar="PROMPT key=value",
+                     help="the prompt, `text:weight:stop | ...`, and settings; see `vqclip settings`")  # fmt: skip
+    sub.add_argument("--like", metavar="FILE",
+                     help="begin with the recipe inside a picture or video, and what was changed")  # fmt: skip
+    sub.add_argument("--settings", metavar="FILE", help="begin with a YAML file of settings")
+    sub.add_argument("--preset", choices=PRESETS, help="how long and how closely to look")
 
 
 def _asked(arguments: argparse.Namespace) -> tuple[Settings, dict]:
