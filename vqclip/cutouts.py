@@ -33,7 +33,7 @@ def draw_boxes(n: int, height: int, width: int, size: int, power: float | Tensor
     return torch.stack([side, left, top], 1)
 
 
-def resampling(side: Tensor, first: Tensor, length: int, size: int) -> Tensor:
+def resampling(side: Tensor, first: Tensor, length: int, size: int, largest: int = 0) -> Tensor:
     """Matrices that take `side` pixels of a line from `first` on and resample them to `size`.
 
     Each is bicubic interpolation with aligned corners, after a Lanczos (a = 2) low-pass with reflected borders where
@@ -42,19 +42,22 @@ def resampling(side: Tensor, first: Tensor, length: int, size: int) -> Tensor:
     Args:
         side, first: (N,) int64, in pixels.
         length: of the whole line (H or W).
+        largest: what no side exceeds; 0 asks the sides, for which a graphics card has to stop.
     Returns:
-        (N, size, length) float32 on the CPU; rows sum to 1.
+        (N, size, length) float32 where `side` is; rows sum to 1.
     """
+    double = {"dtype": torch.float64, "device": side.device}
     last = (side - 1).view(-1, 1, 1, 1).double()
-    at = torch.arange(size, dtype=torch.float64).view(1, -1, 1, 1) * last / max(size - 1, 1)  # (N, S, 1, 1)
+    at = torch.arange(size, **double).view(1, -1, 1, 1) * last / max(size - 1, 1)  # (N, S, 1, 1)
     near = at.floor()
     t = at - near
     cubic = torch.cat([_cubic(1 + t), _cubic(t), _cubic(1 - t), _cubic(2 - t)], 2)  # (N, S, 4, 1)
-    taps = (near + torch.arange(-1, 3).view(1, 1, -1, 1)).clamp(min=0).minimum(last)
+    taps = (near + torch.arange(-1, 3, **double).view(1, 1, -1, 1)).clamp(min=0).minimum(last)
 
     ratio = size / side.double()
-    reach = max(0, math.ceil(2 / float(ratio.min())) - 1) if float(ratio.min()) < 1 else 0
-    offsets = torch.arange(-reach, reach + 1, dtype=torch.float64)
+    largest = largest or int(side.max())
+    reach = math.ceil(2 * largest / size) - 1 if size < largest else 0
+    offsets = torch.arange(-reach, reach + 1, **double)
     x = offsets * ratio.view(-1, 1)  # (N, 2*reach+1)
     lanczos = torch.where(x.abs() < 2, torch.sinc(x) * torch.sinc(x / 2), 0.0)
     lanczos = torch.where((ratio < 1).view(-1, 1), lanczos, (offsets == 0).double())
@@ -63,7 +66,7 @@ def resampling(side: Tensor, first: Tensor, length: int, size: int) -> Tensor:
     sources = (taps + offsets).abs()  # reflect at the first pixel ...
     sources = (last - (last - sources).abs()).clamp(min=0)  # ... and at the last; beyond reach the weight is zero
     index = first.view(-1, 1, 1, 1) + sources.long()  # (N, S, 4, 2*reach+1)
-    matrix = torch.zeros(len(side), size, length, dtype=torch.float64)
+    matrix = torch.zeros(len(side), size, length, **double)
     return matrix.scatter_add_(2, index.flatten(2), (cubic * lanczos).flatten(2)).float()
 
 
@@ -75,11 +78,12 @@ def _cubic(x: Tensor) -> Tensor:
 
 
 def crop(image: Tensor, boxes: Tensor, size: int) -> Tensor:
-    """Squares of an image (1, 3, H, W), each resampled: boxes (N, 3) of (side, left, top) -> (N, 3, S, S)."""
+    """Squares of an image (1, 3, H, W), each resampled: boxes (N, 3) of (side, left, top) on its device -> (N, 3, S, S)."""
     _, channels, height, width = image.shape
     side, left, top = boxes.unbind(1)
-    rows = resampling(side, top, height, size).to(image)  # (N, S, H)
-    columns = resampling(side, left, width, size).to(image)  # (N, S, W)
+    largest = min(height, width)
+    rows = resampling(side, top, height, size, largest).to(image)  # (N, S, H)
+    columns = resampling(side, left, width, size, largest).to(image)  # (N, S, W)
     n = len(boxes)
     lines = image[0].transpose(0, 1).reshape(height, channels * width)  # (H, 3*W)
     tall = (rows.reshape(n * size, height) @ lines).view(n, size * channels, width)  # (N, S*3, W)
@@ -152,6 +156,16 @@ class Draw:
         values = (getattr(self, field.name) for field in fields(self))
         return Draw(*(None if value is None else value[part] for value in values))
 
+    def to(self, device: torch.device) -> Draw:
+        """The same where the pictures are; a graphics card goes on with its work while it is brought there."""
+        return Draw(*(_bring(getattr(self, field.name), device) for field in fields(self)))
+
+
+def _bring(value: Tensor | None, device: torch.device) -> Tensor | None:
+    if value is None or value.device == device:
+        return value
+    return value.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else value.to(device)
+
 
 class Cutouts:
     """Cuts pictures into N glimpses, new ones at each call.
@@ -194,7 +208,7 @@ class Cutouts:
 
     def __call__(self, image: Tensor, draw: Draw | None = None) -> Tensor:
         """Image (1, 3, H, W) in [0, 1] -> cutouts (N, 3, S, S) in [0, 1], with a gradient to the image."""
-        draw = draw or self.draw(*image.shape[2:])
+        draw = (draw or self.draw(*image.shape[2:])).to(image.device)
         if self.pooled:
             cutouts = pool(image, self.size).expand(len(draw), -1, -1, -1)
         else:

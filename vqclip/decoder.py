@@ -36,7 +36,8 @@ class _NormSwish(torch.autograd.Function):
         x, weight, bias, mean, rstd = ctx.saved_tensors
         groups, eps = ctx.how
         y = torch.native_group_norm(x, weight, bias, *_shape(x), groups, eps)[0]
-        dy = torch.ops.aten.silu_backward(grad, y)
+        # As x lies in memory: torch's own way back reads whatever comes as if it did.
+        dy = torch.ops.aten.silu_backward(grad.contiguous(), y)
         dx, _, _ = torch.ops.aten.native_group_norm_backward(
             dy, x, mean, rstd, weight, *_shape(x), groups, [True, False, False]
         )
