@@ -7,6 +7,8 @@ an answer as the scene itself. Words are written in the forms people type: alone
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from .scenes import Scene
@@ -179,3 +181,18 @@ def all_parts() -> list[str]:
     """Every part of every fact."""
     backgrounds = [f"{colour} background" for colour in COLOUR_WORDS]
     return [*WORDS, *COLOUR_WORDS, *backgrounds]
+
+
+FACTS = (*WORDS, *(f"{colour} {noun}" for noun in NOUNS for colour in COLOUR_WORDS))
+"""All that may be true of a scene, as `Scene.facts` has it."""
+
+_AT = {fact: column for column, fact in enumerate(FACTS)}
+
+
+def marked(each: Iterable[Iterable[str]]) -> np.ndarray:
+    """Which of FACTS sets of facts have: (N, len(FACTS)) bool."""
+    sets = list(each)
+    marks = np.zeros((len(sets), len(FACTS)), bool)
+    for row, facts in zip(marks, sets, strict=True):
+        row[[_AT[fact] for fact in facts]] = True
+    return marks

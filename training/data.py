@@ -1,4 +1,4 @@
-"""Rendered scenes on disk: one memory-mapped array, made once, the same on every machine."""
+"""Rendered scenes on disk: memory-mapped arrays, made once, the same on every machine."""
 
 from __future__ import annotations
 
@@ -12,38 +12,41 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .scenes import Scene, render, scene
+from .scenes import Scene, render_and_things, scene
 
 
-def _made(number: int, of: Callable[[int], Scene], what: Callable[[Scene], np.ndarray]) -> np.ndarray:
-    return what(of(number))
+def _made(number: int, of: Callable[[int], Scene]) -> tuple[np.ndarray, np.ndarray]:
+    return render_and_things(of(number))
 
 
-def rendered(folder: Path, count: int, first: int = 0, processes: int = 1, of: Callable[[int], Scene] = scene,
-             what: Callable[[Scene], np.ndarray] = render) -> np.ndarray:  # fmt: skip
-    """Scenes `first` to `first + count` as (count, SIDE, SIDE, 3) uint8, from `folder` or painted there now.
+def rendered(folder: Path, count: int, first: int = 0, processes: int = 1,
+             of: Callable[[int], Scene] = scene) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Scenes `first` to `first + count`, from `folder` or painted there now.
 
     Args:
         of: gives the scene of a number: `scenes.scene`, or `kin.kin`.
-        what: `render`, or `things` for where their things are, (count, SIDE, SIDE) bool.
+    Returns:
+        (count, SIDE, SIDE, 3) uint8, and where their things are: (count, SIDE, SIDE) bool.
     """
-    kind = "" if of is scene else f"{of.__name__}-"
-    path = folder / f"{kind}{'scenes' if what is render else what.__name__}-{first}-{count}.npy"
-    if not path.exists():
+    paths = [folder / f"{of.__name__}-{what}-{first}-{count}.npy" for what in ("pictures", "things")]
+    if not all(path.exists() for path in paths):
         folder.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(".partial")
-        like = what(of(first))
+        like = _made(first, of)
         os.environ["OMP_NUM_THREADS"] = "1"  # the processes begin with it: NumPy's own threads would be in their way
-        made = np.lib.format.open_memmap(unfinished, "w+", like.dtype, (count, *like.shape))
+        unfinished = [path.with_suffix(".partial") for path in paths]
+        both = [np.lib.format.open_memmap(path, "w+", one.dtype, (count, *one.shape))
+                for path, one in zip(unfinished, like, strict=True)]  # fmt: skip
         with get_context("spawn").Pool(processes) as pool:
-            each = pool.imap(partial(_made, of=of, what=what), range(first, first + count), chunksize=32)
-            for k, one in enumerate(each):
-                made[k] = one
-        made.flush()
-        unfinished.rename(path)
-    return np.load(path, mmap_mode="r")
+            each = pool.imap(partial(_made, of=of), range(first, first + count), chunksize=32)
+            for k, made in enumerate(each):
+                for array, one in zip(both, made, strict=True):
+                    array[k] = one
+        for array, before, path in zip(both, unfinished, paths, strict=True):
+            array.flush()
+            before.rename(path)
+    return tuple(np.load(path, mmap_mode="c") for path in paths)  # "c": torch wants arrays that may be written
 
 
-def floats(pictures: np.ndarray) -> Tensor:
-    """(B, H, W, 3) uint8 -> (B, 3, H, W) in [0, 1]."""
-    return torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2).float() / 255
+def floats(pictures: np.ndarray | Tensor) -> Tensor:
+    """(B, H, W, 3) uint8 -> (B, 3, H, W) in [0, 1], where they are."""
+    return torch.as_tensor(pictures).permute(0, 3, 1, 2).float() / 255

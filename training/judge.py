@@ -180,7 +180,7 @@ def anything(seed: int) -> Scene:
 
 def train(folder: Path, count: int, epochs: int, processes: int) -> Judge:
     """A judge taught on `count` scenes of its own, held-out pairs among them, and resumed where it was stopped."""
-    pictures = rendered(folder, count, 1_000_000, processes, of=anything)
+    pictures, _ = rendered(folder, count, 1_000_000, processes, of=anything)
     scenes = [anything(1_000_000 + k) for k in range(count)]
     truth, judge, batch = labels(scenes), Judge(), 64
     optimizer = torch.optim.AdamW(judge.parameters(), 2e-3, weight_decay=0.02)
@@ -224,7 +224,7 @@ def main() -> None:
     asked = ask.parse_args()
     judge = train(asked.folder, asked.scenes, asked.epochs, asked.processes)
     fresh = [anything(2_000_000 + k) for k in range(2000)]
-    shares = right(judge, rendered(asked.folder, 2000, 2_000_000, asked.processes, of=anything), fresh)
+    shares = right(judge, rendered(asked.folder, 2000, 2_000_000, asked.processes, of=anything)[0], fresh)
     print(" ".join(f"{kind} {share:.3f}" for kind, share in shares.items()))
     if shares["all"] < WORTHY:
         raise SystemExit(f"the judge reads {shares['all']:.3f} of fresh renders, less than {WORTHY}: train it longer")

@@ -14,11 +14,12 @@ from typing import NamedTuple
 import numpy as np
 
 from .captions import JOINTS, LANGUAGES, phrase
-from .scenes import COLOURED, COLOURS, GROUNDS, HELD_OUT, SHAPES, STANDING, Scene, scattered
+from .scenes import COLOURED, COLOURS, GROUNDS, HELD_OUT, SHAPES, STANDING, WEATHERS, Scene, scattered
 
 SIZE = 4  # of a family
-FAMILIES = ("shape", "shape", "shape", "colour", "colour",
-            "thing", "thing", "thing", "tint", "tint", "ground", "ground")  # of a step  # fmt: skip
+FAMILIES = ("shape", "shape", "shape", "colour", "colour", "backdrop", "thing", "thing", "thing", "thing",
+            "tint", "tint", "ground", "ground", "ground", "weather")  # of a round  # fmt: skip
+PLAIN = ("shape", "colour", "backdrop")  # families of plain shapes; the others are landscapes
 THINGS = (*STANDING, "sun", "moon")  # of which one is in a family of things
 
 
@@ -28,32 +29,34 @@ class Family(NamedTuple):
     Attributes:
         facts: what is true of each.
         texts, said: what each is and the others are not, and the facts that this mentions.
-        pictures: (SIZE, H, W, 3) uint8.
-        places: (SIZE, H, W) bool, where their things are.
     """
 
     facts: tuple[frozenset[str], ...]
     texts: tuple[str, ...]
     said: tuple[frozenset[str], ...]
-    pictures: np.ndarray
-    places: np.ndarray
 
 
-@lru_cache(64)
+@lru_cache(None)  # each is drawn many times over
 def relatives(number: int) -> tuple[tuple[Scene, str], ...]:
     """The SIZE scenes of the family of a number, and the fact that is true of each of them alone; none of HELD_OUT.
 
-    In turn, families differ as FAMILIES has it: in the shape, in its colour, in the thing of a landscape, in that
-    thing's colour, in the land.
+    In turn, families differ as FAMILIES has it: in the shape, in its colour, in what is behind it, in the thing of a
+    landscape, in that thing's colour, in the land, in the weather.
     """
     kind, rng = FAMILIES[number % len(FAMILIES)], np.random.default_rng((4, number))
     wanted = str(rng.choice({"thing": THINGS, "tint": COLOURED}.get(kind, ("",))))
     while True:
         of = scattered(int(rng.integers(2**31)))
-        if bool(of.ground) == (kind in ("shape", "colour")):
+        if bool(of.ground) == (kind in PLAIN):
             continue
         if kind == "ground":
             kin = [(replace(of, ground=ground, objects=of.objects[:1]), ground) for ground in GROUNDS]
+        elif kind == "backdrop":
+            behind = [colour for colour in COLOURS if colour != of.objects[0][1]]
+            kin = [(replace(of, backdrop=colour), f"{colour} background") for colour in behind]
+        elif kind == "weather":
+            low = tuple(thing for thing in of.objects if thing[0] in STANDING)  # no stars in the rain
+            kin = [(replace(of, weather=weather, objects=low), weather) for weather in WEATHERS]
         else:
             others = dict.fromkeys(_others(kind, of, wanted, rng))
             kin = [(replace(of, objects=(other,)), f"{other[1]} {other[0]}".strip()) for other in others]
@@ -85,24 +88,19 @@ def kin(k: int) -> Scene:
     return relatives(k // SIZE)[k % SIZE][0]
 
 
-def family(number: int, pictures: np.ndarray, places: np.ndarray, rng: np.random.Generator) -> Family:
-    """The family of a number, told of in one language.
-
-    Args:
-        pictures, places: of all of `kin`, as `scenes.render` and `scenes.things` have them.
-    """
+def family(number: int, rng: np.random.Generator) -> Family:
+    """The family of a number, told of in one language; its scenes are `kin` from number * SIZE on."""
     language, seed = str(rng.choice(LANGUAGES, p=(0.4, 0.2, 0.2, 0.2))), int(rng.integers(2**31))
     alike = relatives(number)
     texts, said = zip(*(told(of, own, language, np.random.default_rng(seed)) for of, own in alike), strict=True)
-    theirs = slice(number * SIZE, (number + 1) * SIZE)
-    return Family(tuple(of.facts for of, _ in alike), texts, said, np.array(pictures[theirs]), np.array(places[theirs]))
+    return Family(tuple(of.facts for of, _ in alike), texts, said)
 
 
 def told(of: Scene, own: str, language: str, rng: np.random.Generator) -> tuple[str, frozenset[str]]:
     """A text that names a scene's own fact, mostly what is around it too, and the facts that it mentions."""
-    around = [of.ground, of.time] if of.ground else [f"{of.backdrop} background"]
+    around = [of.ground, of.time] if of.ground else [" ".join(of.objects[0][::-1]), f"{of.backdrop} background"]
     facts = [own, *(fact for fact in around if rng.random() < 0.7 and fact != own)]
-    if of.ground and of.weather not in ("clear", "clouds"):
+    if of.ground and of.weather not in ("clear", "clouds", own):
         facts.append(of.weather)
     joint = str(rng.choice(JOINTS[language]))
     return joint.join(phrase(facts[k], language, rng) for k in rng.permutation(len(facts))), frozenset(facts)

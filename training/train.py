@@ -6,9 +6,11 @@ unchanged on a CPU or a GPU.
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +24,14 @@ from torch import Tensor
 
 from vqclip.files import atomic, sha256
 
-from .captions import caption
+from .batches import Captioned, Stock
+from .captions import caption, marked
+from .codes import sample_patches
 from .data import rendered
 from .export import export_clip, export_vqgan, guide
 from .kin import FAMILIES, SIZE, kin
-from .scenes import scattered, scene, things
-from .train_clip import Captioned, JudgesTraining, Mosaic, repaint, show
+from .scenes import render, scattered, scene
+from .train_clip import JudgesTraining, Mosaic, repaint, show, uneven
 from .train_vqgan import Crops, PaintersTraining
 from .walkers import Walkers
 
@@ -61,20 +65,37 @@ def fit(module: pl.LightningModule, batches, recipe: DictConfig, name: str, step
         precision=recipe.precision, callbacks=[keep], logger=CSVLogger(folder, "curves"), log_every_n_steps=25,
         enable_model_summary=False, enable_progress_bar=sys.stderr.isatty(),
     )  # fmt: skip
-    loader = torch.utils.data.DataLoader(batches(done), batch_size=None)
+    ahead = recipe.workers if name == "clip" else 0
+    loader = torch.utils.data.DataLoader(batches(done), batch_size=None, num_workers=ahead,
+                                         prefetch_factor=4 if ahead else None, pin_memory=torch.cuda.is_available(),
+                                         multiprocessing_context="fork" if ahead else None)  # fmt: skip
     trainer.fit(module, loader, ckpt_path=last if last.exists() else None, weights_only=False)
     trainer.save_checkpoint(last)
+
+
+def painters_training(recipe: DictConfig, stage: str, seed: int) -> PaintersTraining:
+    """A painter of the recipe's size, not trained yet."""
+    v, c = recipe.vqgan, recipe[stage]
+    return PaintersTraining(OmegaConf.to_container(v.ddconfig), v.n_embed, v.embed_dim, c.lr, c.steps, c.wrong,
+                            c.jitter, c.critic_from, c.critic_share, seed)  # fmt: skip
+
+
+def kept_vqgan(recipe: DictConfig, pictures: np.ndarray) -> PaintersTraining:
+    """The painter of the pair in `recipe.begin`, as it is; its projection is read off the patches shipped with it."""
+    painting = painters_training(recipe, "sharper", recipe.seed)
+    weights = {name: value.float() for name, value in load_file(Path(recipe.begin) / "vqgan.safetensors").items()}
+    painting.weight.copy_(uneven(weights.pop("patches").flatten(1)))
+    painting.mean.copy_(sample_patches(pictures, painting.f, recipe.vqgan.patches, recipe.seed).mean(0))
+    painting.painter.load_state_dict(weights)
+    return painting
 
 
 def train_vqgan(recipe: DictConfig, pictures: np.ndarray) -> PaintersTraining:
     """The painter: first on codes of which many are wrong, then, sharper, on few."""
     v = recipe.vqgan
-    ddconfig = OmegaConf.to_container(v.ddconfig)
 
     def stage(name: str, number: int, before: PaintersTraining | None = None) -> PaintersTraining:
-        c = recipe[name]
-        painting = PaintersTraining(ddconfig, v.n_embed, v.embed_dim, c.lr, c.steps, c.wrong, c.jitter, c.critic_from,
-                                    c.critic_share, recipe.seed + number)  # fmt: skip
+        c, painting = recipe[name], painters_training(recipe, name, recipe.seed + number)
         if before is not None:
             painting.load_state_dict(before.state_dict())
         elif not (Path(recipe.folder) / name / "last.ckpt").exists():
@@ -93,65 +114,82 @@ def repainted(recipe: DictConfig, pictures: np.ndarray, painting: PaintersTraini
     chunks, mosaic, side = [], Mosaic(painting), recipe.clip.chunk
     everything = np.arange(len(pictures))
     with_things = np.array([k for k in everything if scattered(k).objects])
-    for kind, count in recipe.clip.chunks.items():
-        order = with_things if kind in ("bare", "bent") else everything
-        for k in range(count):
-            path = Path(recipe.folder) / f"painted-{kind}-{k}.npz"
-            if not path.exists():
-                scenes = order[np.arange(k * side, (k + 1) * side) % len(order)]
-                with atomic(path) as file:
-                    np.savez(file, **repaint(painting, mosaic, pictures, scenes, recipe.seed + len(chunks), kind))
-            with np.load(path) as stored:
-                chunks.append({name: stored[name] for name in ("scene", "picture", "share")})
-            chunks[-1]["odds"] = np.full(side, recipe.clip.drawn[kind] / (count * side))
+    with get_context("spawn").Pool(recipe.processes) as pool:
+        for kind, count in recipe.clip.chunks.items():
+            order = with_things if kind in ("bare", "bent") else everything
+            for k in range(count):
+                path = Path(recipe.folder) / f"painted-{kind}-{k}.npz"
+                if not path.exists():
+                    scenes, seed = order[np.arange(k * side, (k + 1) * side) % len(order)], recipe.seed + len(chunks)
+                    made = repaint(painting, mosaic, pictures, scenes, seed, kind, partial(pool.map, render))
+                    with atomic(path) as file:
+                        np.savez(file, **made)
+                with np.load(path) as stored:
+                    chunks.append({name: stored[name] for name in ("scene", "picture", "share")})
+                chunks[-1]["odds"] = np.full(side, recipe.clip.drawn[kind] / (count * side))
     made = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
     return {**made, "odds": made["odds"] / made["odds"].sum()}
 
 
-def train_clip(recipe: DictConfig, pictures: np.ndarray, painting: PaintersTraining) -> JudgesTraining:
+def train_clip(recipe: DictConfig, scenes: tuple[np.ndarray, np.ndarray], painting: PaintersTraining) -> JudgesTraining:
     """The judge: against mosaics of spoilt codes, and then also against what the painter makes of them."""
     c, network = recipe.clip, OmegaConf.to_container(recipe.clip.network)
+    relatives = rendered(Path(recipe.folder), c.kin * len(FAMILIES) * SIZE, processes=recipe.processes, of=kin)
+    if recipe.accelerator != "cpu" and torch.cuda.is_available():
+        painting.cuda()
+    painted = repainted(recipe, scenes[0], painting)
     torch.manual_seed(recipe.seed)
-    walkers = Walkers(partial(show, painting), Mosaic(painting), c.walkers.count, pictures.shape[1] // painting.f,
-                      c.walkers.length)  # fmt: skip
-    judging = JudgesTraining(network, c.lr, c.steps, c.weight_decay, c.pointing, walkers, recipe.seed, c.compiled)
-    if c.begin:
-        begin_with(judging, Path(c.begin))
-    painted = partial(repainted, recipe, pictures, painting)
-    walking = c.walkers.count, c.walkers.length, c.walkers.each
-    paint = partial(rendered, Path(recipe.folder), processes=recipe.processes)
-    where = paint(len(pictures), of=scattered, what=things)
-    count = c.kin * len(FAMILIES) * SIZE
-    relatives = paint(count, of=kin), paint(count, of=kin, what=things)
-    fit(judging, lambda skip: Captioned(pictures, where, relatives, c.batch, recipe.seed, painted, c.painted_from,
-                                        c.painted, walking, c.walking_from, skip), recipe, "clip", c.steps)  # fmt: skip
+    w = c.walkers
+    walkers = Walkers(partial(show, painting), Mosaic(painting), w.count, scenes[0].shape[1] // painting.f, w.length)
+    judging = JudgesTraining(network, c.lr, c.steps, c.weight_decay, c.pointing, walkers,
+                             Stock(scenes, relatives, painted, w.count), recipe.seed, c.compiled)  # fmt: skip
+    if recipe.begin:
+        begin_with(judging, Path(recipe.begin) / "clip.safetensors")
+
+    def batches(skip: int) -> Captioned:
+        return Captioned(len(scenes[0]), c.kin, painted, judging.vocabulary, c.batch, c.rounds, c.loose, recipe.seed,
+                         c.painted_from, c.painted, (w.count, w.length, w.each), c.walking_from, skip)  # fmt: skip
+
+    fit(judging, batches, recipe, "clip", c.steps)
     return judging
 
 
 def begin_with(judging: JudgesTraining, path: Path) -> None:
-    """Take the weights of a CLIP that was shipped, without the guidance that it was given."""
+    """Take the weights of a CLIP that was shipped, without the guidance that it was given.
+
+    A tower that has more blocks now gets them at its end, and each hands on what it is given until it has learnt more
+    (Net2Net, Chen et al. 2015, arXiv 1511.05641).
+    """
     weights = load_file(path)
     if not weights.pop("vocab").equal(judging.vocabulary.ids):
         raise SystemExit(f"{path} knows other words than these captions are made of: train one from nothing")
-    judging.clip.load_state_dict({name: value.float() for name, value in weights.items()})
+    there = judging.clip.state_dict()
+    new = {name: torch.zeros_like(value) if ".out_proj." in name or ".c_proj." in name else value
+           for name, value in there.items() if ".resblocks." in name and name not in weights}  # fmt: skip
+    judging.clip.load_state_dict({**{name: value.float() for name, value in weights.items()}, **new})
     share = OmegaConf.load(path.with_suffix(".yaml")).recipe.clip.guidance
     guide(judging.clip, some_captions(judging), -share / (1 - share))
+    rng = np.random.default_rng(1)
+    texts, said = zip(*(caption(scattered(k, held_out=True), rng) for k in range(4000)), strict=True)
+    with torch.no_grad():
+        judging.sums.fit(torch.from_numpy(marked(said)), judging.read(judging.vocabulary.encode(texts)))
 
 
 def some_captions(judging: JudgesTraining) -> Tensor:
     """Captions (1000, context) of the first scenes, the same for ever."""
     rng = np.random.default_rng(0)
     texts = [caption(scene(k), rng)[0] for k in range(1000)]
-    return judging.vocabulary.encode(texts, judging.clip.context_length)
+    return judging.vocabulary.encode(texts)
 
 
 def provenance(recipe: DictConfig) -> dict:
     """What made the weights: the recipe, versions, the commit."""
     asked = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=RECIPE.parent)
     plain = OmegaConf.to_container(recipe)
-    plain = {key: value for key, value in plain.items() if key not in ("folder", "out", "processes")}
-    if recipe.clip.begin:
-        plain["clip"]["begin"] = f"sha256 {sha256(recipe.clip.begin)}"
+    plain = {key: value for key, value in plain.items() if key not in ("folder", "out", "processes", "workers")}
+    if recipe.begin:
+        plain["begin"] = {kind: f"sha256 {sha256(Path(recipe.begin) / f'{kind}.safetensors')}"
+                          for kind in ("vqgan", "clip")}  # fmt: skip
     return {**plain, "commit": asked.stdout.strip() or "unknown", "torch": str(torch.__version__),
             "pytorch_lightning": pl.__version__, "numpy": np.__version__}  # fmt: skip
 
@@ -159,14 +197,19 @@ def provenance(recipe: DictConfig) -> dict:
 def train(recipe: DictConfig) -> None:
     """All of it, and the pair written to `recipe.out`."""
     pl.seed_everything(recipe.seed)
-    pictures = rendered(Path(recipe.folder), recipe.scenes, processes=recipe.processes, of=scattered)
-    painting = train_vqgan(recipe, pictures)
-    judging = train_clip(recipe, pictures, painting)
+    scenes = rendered(Path(recipe.folder), recipe.scenes, processes=recipe.processes, of=scattered)
+    painting = kept_vqgan(recipe, scenes[0]) if recipe.begin else train_vqgan(recipe, scenes[0])
+    judging = train_clip(recipe, scenes, painting)
+    judging.clip.cpu()
     guide(judging.clip, some_captions(judging), recipe.clip.guidance)
     out = Path(recipe.out)
     out.mkdir(parents=True, exist_ok=True)
-    patches = Mosaic(painting).leads.view(-1, 3, painting.f, painting.f)
-    export_vqgan(painting.painter, patches, OmegaConf.to_container(recipe.vqgan.ddconfig), out, provenance(recipe))
+    if recipe.begin:
+        for end in ("safetensors", "yaml"):
+            shutil.copy(Path(recipe.begin) / f"vqgan.{end}", out)
+    else:
+        patches = Mosaic(painting).leads.view(-1, 3, painting.f, painting.f)
+        export_vqgan(painting.painter, patches, OmegaConf.to_container(recipe.vqgan.ddconfig), out, provenance(recipe))
     export_clip(judging.clip, judging.vocabulary.ids, out, provenance(recipe))
 
 

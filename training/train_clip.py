@@ -7,8 +7,8 @@ what turns it from noise into shapes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import numpy as np
 import pytorch_lightning as pl
@@ -17,49 +17,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqclip.cutouts import Augment, Cutouts, resampling
-from vqclip.perceptor import MEAN, STD, openai_clip, tokenizer
+from vqclip.perceptor import MEAN, STD, openai_clip
 
-from .captions import all_parts, all_words, caption, parts
+from .batches import LOOKS, Batch, Stock, Vocabulary
+from .captions import FACTS, all_parts, parts
 from .codes import nearest, project
 from .data import floats
 from .gradient import look, uphill
-from .kin import FAMILIES, SIZE, Family, family
-from .scenes import Scene, render, render_and_things, scattered, with_other_things
-from .walkers import Walkers, turns
+from .kin import SIZE
+from .scenes import Scene, scattered, with_other_things
+from .walkers import Walkers
 
-LOOKS = 4  # at each walker at a step: to paint one costs more than a look
-GOALS = 12  # that a walker may choose among, and as many mirrored ones
-WALKING = 0.25, 0.6, 0.15  # how often walkers are told of a plain shape, of things in a landscape, of anything
-LOOSE = 64  # texts of a step that have no picture
 SUMS = 8.0  # against telling
 NOISE = 0.05  # of glimpses
 EVEN = 0.75  # 0: latents follow pictures by the chain rule; 1: all their channels are equally quick
 LEAST_SEEN = 0.004  # of a glimpse: less of a thing says nothing about the way to it
 COARSE = 8  # pixels of a glimpse: what squares of this side lose of a direction is compared by itself too
-
-
-class Vocabulary:
-    """The few BPE tokens that captions are made of.
-
-    Attributes:
-        ids: (U,) int32: which of OpenAI's tokens each row is; row 0 is padding (token 0).
-    """
-
-    def __init__(self):
-        bpe = tokenizer()
-        self.start, self.end = bpe.encoder["<|startoftext|>"], bpe.encoder["<|endoftext|>"]
-        used = {token for text in all_words() for token in bpe.encode(text)}
-        # OpenAI finds the end of a text as its largest token, so rows keep the tokens' order
-        self.ids = torch.tensor(sorted({0, self.start, self.end, *used}), dtype=torch.int32)
-        self.rows = {int(token): row for row, token in enumerate(self.ids)}
-
-    def encode(self, texts: list[str], context: int) -> Tensor:
-        """Texts -> rows (T, context); raises KeyError for a word that is not in the vocabulary."""
-        batch = torch.zeros(len(texts), context, dtype=torch.long)
-        for line, text in zip(batch, texts, strict=True):
-            tokens = [self.start, *tokenizer().encode(text)[: context - 2], self.end]
-            line[: len(tokens)] = torch.tensor([self.rows[token] for token in tokens])
-        return batch
 
 
 class Sums(nn.Module):
@@ -72,16 +45,24 @@ class Sums(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.rows = {part: row for row, part in enumerate(all_parts())}
-        self.adds = nn.Parameter(0.02 * torch.randn(len(self.rows) + 1, width))  # the last row is in every sum
+        rows = {part: row for row, part in enumerate(all_parts())}
+        of_facts = torch.zeros(len(FACTS), len(rows))
+        for line, fact in zip(of_facts, FACTS, strict=True):
+            line[[rows[part] for part in parts(fact)]] = 1
+        self.register_buffer("of_facts", of_facts, persistent=False)
+        self.adds = nn.Parameter(0.02 * torch.randn(len(rows) + 1, width))  # the last row is in every sum
 
-    def forward(self, said: list[frozenset[str]]) -> Tensor:
-        """Facts that texts mention -> unit rows (T, D)."""
-        counts = torch.zeros(len(said), len(self.adds), device=self.adds.device)
-        counts[:, -1] = 1
-        for line, facts in zip(counts, said, strict=True):
-            line[[self.rows[part] for part in {part for fact in facts for part in parts(fact)}]] = 1
-        return F.normalize(counts @ self.adds, dim=1)
+    def counts(self, said: Tensor) -> Tensor:
+        """Which of FACTS texts mention (T, F) bool -> which rows of `adds` are in their sums (T, P + 1), 0 or 1."""
+        return F.pad((said.float() @ self.of_facts).clamp(max=1), (0, 1), value=1.0)
+
+    def forward(self, said: Tensor) -> Tensor:
+        """Which of FACTS texts mention (T, F) bool -> unit rows (T, D)."""
+        return F.normalize(self.counts(said) @ self.adds, dim=1)
+
+    def fit(self, said: Tensor, read: Tensor) -> None:
+        """Take the sums nearest to where texts lie already: said (T, F) bool, read (T, D)."""
+        self.adds.data.copy_(torch.linalg.lstsq(self.counts(said), read, driver="gelsd").solution)
 
 
 Ways = tuple[Tensor, Tensor]  # matrices (B, S, H) and (B, S, W) that take a picture's lines to a glimpse's
@@ -156,6 +137,14 @@ def even(adds: Tensor, weight: Tensor) -> Tensor:
     return adds * (swift / swift.square().mean().sqrt())[:, None]
 
 
+def uneven(leads: Tensor) -> Tensor:
+    """The projection (C, D) of which `even` made these patches: its rows stand upright on each other."""
+    long = leads.norm(dim=1)
+    relative = long ** (1 / (2 * EVEN - 1))
+    length = relative / (2 * (relative ** (2 * EVEN)).square().mean().sqrt())
+    return leads * (length / long)[:, None]
+
+
 class Mosaic(nn.Module):
     """The painter without its decoder: each code as the patch that it stands for."""
 
@@ -211,32 +200,31 @@ class JudgesTraining(pl.LightningModule):
             warm-up of 100 steps, and over the last third of `steps` a straight way down.
         pointing: weight of the gradients' direction against the contrastive loss.
         walkers: what is moved along; they know the mosaic that shows spoilt pictures where the batch brings none.
+        stock: all pictures that batches name.
         seed: of all glimpses; a step draws the same whether or not training was interrupted before it.
         compiled: have torch compile the gradient: a minute first, and it wants a C compiler on a processor.
     """
 
     def __init__(self, network: dict, lr: float, steps: int, weight_decay: float, pointing: float, walkers: Walkers,
-                 seed: int = 0, compiled: bool = False):  # fmt: skip
+                 stock: Stock, seed: int = 0, compiled: bool = False):  # fmt: skip
         super().__init__()
-        self.save_hyperparameters(ignore=["walkers"])
+        self.save_hyperparameters(ignore=["walkers", "stock"])
         self.automatic_optimization = False
-        self.walkers, self.mosaic = walkers, walkers.mosaic
-        self.vocabulary = Vocabulary()
+        self.walkers, self.mosaic, self.stock = walkers, walkers.mosaic, stock
+        self.vocabulary = Vocabulary(network["context_length"])
         self.clip = openai_clip("model").CLIP(**network, vocab_size=len(self.vocabulary.ids))
         nn.init.constant_(self.clip.logit_scale, np.log(10.0))
         self.sums = Sums(network["embed_dim"])
-        self.cutter = Cutouts(network["image_resolution"], how=Augment(noise=NOISE))
         self.uphill = torch.compile(uphill) if compiled else uphill
         self.register_buffer("average", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("spread", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
 
-    def read(self, texts: list[str]) -> Tensor:
-        """T texts -> unit rows (T, D)."""
-        tokens = self.vocabulary.encode(texts, self.clip.context_length).to(self.average.device)
-        return F.normalize(self.clip.encode_text(tokens).float(), dim=1)
+    def read(self, rows: Tensor) -> Tensor:
+        """Texts, as the vocabulary's rows (T, context) -> unit rows (T, D)."""
+        return F.normalize(self.clip.encode_text(rows).float(), dim=1)
 
-    def training_step(self, batch, batch_idx: int) -> None:
-        losses = self.losses(*batch)
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        losses = self.losses(batch)
         optimizers, schedulers = self.optimizers(), self.lr_schedulers()
         self.zero_grad()
         weight = {"telling": 1.0, "kin": 1.0, "pointing": self.hparams.pointing, "sums": SUMS}
@@ -246,27 +234,22 @@ class JudgesTraining(pl.LightningModule):
             each.step()
         self.log_dict(losses)
 
-    def losses(self, whole: Tensor, things: Tensor, spoilt: Tensor, share: Tensor, facts, texts, said, walkers: Tensor,
-               new: Tensor, goals: Tensor, places: Tensor, families: list[Family],
-               loose: tuple) -> dict[str, Tensor]:  # fmt: skip
-        """The losses of a batch of `Captioned`: "telling", "kin", "pointing", "sums". Moves its walkers a step."""
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """The losses of a batch: "telling", "kin", "pointing", "sums". Moves its walkers a step."""
         at = self.hparams.seed * 1_000_003 + self.global_step // 2  # Lightning counts the steps of both optimisers
         torch.manual_seed(at)
-        tiled, standing = len(whole) - len(spoilt), len(whole)
-        if tiled:
-            z, tiled_share = spoil(self.mosaic.latent(whole[:tiled]), self.mosaic.codebook)
-            spoilt = torch.cat([self.mosaic(self.mosaic.codes(z)), spoilt])
-            share = torch.cat([tiled_share, share.float()])
-        if len(walkers):
-            self.walkers.begin(walkers[new], goals[new, 0])
-            goals, places = (torch.cat([each, each.flip(-1)], 1) for each in (goals, places))  # mirrored, just as right
-            nearest = torch.arange(len(walkers), device=goals.device), self.walkers.nearest(walkers, goals, places)
-            whole, things = torch.cat([whole, goals[nearest]]), torch.cat([things, places[nearest]])
-            spoilt = torch.cat([spoilt, self.walkers(walkers)])
-            share = torch.cat([share.float(), self.walkers.share[walkers].flatten()])
-        looks = [*range(standing), *[*range(standing, len(whole))] * LOOKS]
-        right = torch.tensor([[said[t] <= facts[k] for t in looks] for k in looks], device=whole.device)  # (B, T)
-        read, away = self._read_as_sums(texts, said, *loose)
+        whole, things, spoilt, share = self._standing(batch)
+        standing = len(whole)
+        if len(batch.walkers):
+            goal, place = self._walking(batch)
+            whole, things = torch.cat([whole, goal]), torch.cat([things, place])
+            spoilt = torch.cat([spoilt, self.walkers(batch.walkers)])
+            share = torch.cat([share, self.walkers.share[batch.walkers].flatten()])
+        everyone = torch.arange(len(whole), device=whole.device)
+        looks = torch.cat([everyone[:standing], everyone[standing:].repeat(LOOKS)])
+        right = (~batch.facts[looks]).float() @ batch.said[looks].float().mT == 0  # (B, T): nothing said is not so
+        read = self.read(torch.cat([batch.texts, batch.loose]))
+        away = 1 - (read * self.sums(torch.cat([batch.said, batch.mentioned]))).sum(1).mean()
         read, spoilt, whole, things, share = (x[looks] for x in (read, spoilt, whole, things, share))
         ways, grains = self._draw(len(whole), whole.shape[-1], at)
         with torch.autocast(whole.device.type, enabled=False):  # bfloat16 is too coarse to tell likenesses apart
@@ -274,21 +257,42 @@ class JudgesTraining(pl.LightningModule):
             glimpses, things = (clear + grains).clamp(0, 1), things.clamp(0, 1)
             seen, uphill = self.uphill(dict(self.clip.visual.named_parameters()), glimpses, read, self.average,
                                        self.spread, self._computed_in)  # fmt: skip
-            if len(walkers):
+            if len(batch.walkers):
                 led = uncut(uphill.detach(), ways)[standing:].unflatten(0, (LOOKS, -1)).sum(0)
-                self.walkers.walk(walkers, led)
+                self.walkers.walk(batch.walkers, led)
             logits = self.clip.logit_scale.exp().clamp(max=30) * seen @ read.T  # (B, T)
-            return {"telling": agree(logits, right, (1 - share) ** 2), "kin": self._kin(families, at),
+            return {"telling": agree(logits, right, (1 - share) ** 2), "kin": self._kin(batch, at),
                     "pointing": ahead(uphill, goals - clear, share, things), "sums": away}  # fmt: skip
 
-    def _read_as_sums(self, texts, said, loose, mentioned) -> tuple[Tensor, Tensor]:
-        """Where the texts lie (T, D), and how far they and the loose ones lie from the sums of what they mention."""
-        read = self.read([*texts, *loose])
-        return read[: len(texts)], 1 - (read * self.sums([*said, *mentioned])).sum(1).mean()
+    def _standing(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Of scenes and pairs of kin: whole (B, 3, H, W), their things (B, 1, H, W), spoilt and by what share (B,)."""
+        stock, (become, are) = self.stock, batch.pairs.unbind(1)
+        whole = floats(torch.cat([stock.pictures[batch.scenes], stock.kin[become]]))
+        things = torch.cat([stock.places[batch.scenes], stock.kin_places[become] | stock.kin_places[are]])
+        spoilt = floats(torch.cat([stock.painted[batch.painted], stock.kin[are]]))
+        share = torch.cat([stock.share[batch.painted], torch.ones(len(are), device=whole.device)])
+        tiled = len(whole) - len(spoilt)
+        if tiled:
+            z, tiled_share = spoil(self.mosaic.latent(whole[:tiled]), self.mosaic.codebook)
+            spoilt, share = torch.cat([self.mosaic(self.mosaic.codes(z)), spoilt]), torch.cat([tiled_share, share])
+        return whole, things[:, None].float(), spoilt, share
 
-    def _kin(self, families: list[Family], seed: int) -> Tensor:
+    def _walking(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Put new walkers on their way; of each that has its turn the nearest goal, (M, 3, H, W), and its things."""
+        stock, which = self.stock, batch.walkers
+        stock.goals[batch.aimed], stock.goal_places[batch.aimed] = batch.goals, batch.places
+        goals = floats(stock.goals[which].flatten(0, 1)).unflatten(0, (len(which), -1))
+        places = stock.goal_places[which][:, :, None].float()
+        self.walkers.begin(which[batch.new], goals[batch.new, 0])
+        goals, places = (torch.cat([each, each.flip(-1)], 1) for each in (goals, places))  # mirrored, just as right
+        nearest = torch.arange(len(which), device=goals.device), self.walkers.nearest(which, goals, places)
+        return goals[nearest], places[nearest]
+
+    def _kin(self, batch: Batch, seed: int) -> Tensor:
         """How badly pictures tell their own text from those of their kin, and texts their picture."""
-        pictures = torch.cat([floats(one.pictures) for one in families]).to(self.average.device)  # (F * K, 3, H, W)
+        count = len(batch.families)
+        numbers = batch.families[:, None] + torch.arange(SIZE, device=batch.families.device)
+        pictures = floats(self.stock.kin[numbers.flatten()])  # (R * SIZE, 3, H, W)
         z = self.mosaic.latent(pictures)
         share = torch.rand(len(z), 1, 1, 1, device=z.device) * 0.6
         share[::2] = 0  # every other as it is, the others as codes on their way
@@ -296,12 +300,12 @@ class JudgesTraining(pl.LightningModule):
         ways, grains = self._draw(len(pictures), pictures.shape[-1], seed + 1)
         glimpses = (cut(pictures, ways) + grains).clamp(0, 1)
         weights = {name: value.to(self._computed_in) for name, value in self.clip.visual.named_parameters()}
-        seen = look(weights, (glimpses - self.average) / self.spread).unflatten(0, (len(families), -1))  # (F, K, D)
+        seen = look(weights, (glimpses - self.average) / self.spread).unflatten(0, (count, SIZE))  # (R, SIZE, D)
         with torch.autocast(pictures.device.type, self._computed_in, enabled=self._computed_in != torch.float32):
-            read = self.read([text for one in families for text in one.texts]).unflatten(0, (len(families), -1))
-        logits = (self.clip.logit_scale.exp().clamp(max=30) * seen @ read.mT).flatten(0, 1)  # (F * K, K)
-        own = torch.arange(seen.shape[1], device=logits.device).repeat(len(families))
-        backwards = logits.unflatten(0, (len(families), -1)).mT.flatten(0, 1)
+            read = self.read(batch.kin_texts).unflatten(0, (count, SIZE))
+        logits = (self.clip.logit_scale.exp().clamp(max=30) * seen @ read.mT).flatten(0, 1)  # (R * SIZE, SIZE)
+        own = torch.arange(SIZE, device=logits.device).repeat(count)
+        backwards = logits.unflatten(0, (count, SIZE)).mT.flatten(0, 1)
         return (F.cross_entropy(logits, own) + F.cross_entropy(backwards, own)) / 2
 
     @property
@@ -315,16 +319,14 @@ class JudgesTraining(pl.LightningModule):
 
         Also the noise on them (B, 3, S, S).
         """
-        cutter = self.cutter
-        cutter.generator.manual_seed(seed)
-        cutter.noise_generator.manual_seed(seed)
-        cutter.n, cutter.power = count, torch.where(torch.arange(count) % 3 == 0, 1.0, 0.2)
+        device, power = self.average.device, torch.where(torch.arange(count) % 3 == 0, 1.0, 0.2)
+        cutter = Cutouts(self.clip.visual.input_resolution, count, power, Augment(noise=NOISE), seed=seed,
+                         device=device)  # fmt: skip
         draw = cutter.draw(side, side)
-        length, left, top = draw.boxes.unbind(1)
-        rows, columns = (resampling(length, first, side, cutter.size) for first in (top, left))
+        length, left, top = draw.boxes.to(device).unbind(1)
+        rows, columns = (resampling(length, first, side, cutter.size, largest=side) for first in (top, left))
         columns[::2] = columns[::2].flip(1)
-        device = self.average.device
-        return (rows.to(device), columns.to(device)), draw.grains.to(device)
+        return (rows, columns), draw.grains
 
     def configure_optimizers(self):
         lr, decay, steps = self.hparams.lr, self.hparams.weight_decay, self.hparams.steps
@@ -357,108 +359,6 @@ def ahead(uphill: Tensor, way: Tensor, share: Tensor, things: Tensor) -> Tensor:
     return 1 - torch.stack(cosines).mean()
 
 
-class Captioned(torch.utils.data.IterableDataset):
-    """Batches (whole, things, spoilt, share, facts, texts, said, walkers, new, goals, places, families, loose), by one
-    seed.
-
-    whole (B, 3, H, W) in [0, 1]: scenes as rendered. things (B, 1, H, W): 1 where their things are, 0 elsewhere. The
-    first are to be spoilt by whoever gets them. Then come the B' of which spoilt (B', 3, H, W) is what the painter
-    shows, share (B',) of which is lost. walkers (M,), of which new (M,) begin, may choose among goals (M, G, 3, H, W):
-    the same scene, otherwise laid out; places (M, G, 1, H, W) of their things. facts: what is true of each of the
-    B + M. texts, said: a caption of each and the facts that it mentions. A walker keeps goals and caption all the way.
-    As LOOKS at each are taken, B is so much less than `batch`. loose: texts of scenes that are not rendered, held-out
-    pairs among them, and the facts that they mention.
-
-    Args:
-        pictures: (N, H, W, 3) uint8, the scenes 0 to N.
-        things: (N, H, W) bool, where their things are.
-        kin: the same of `kin.kin`, for whole rounds of FAMILIES.
-        painted: gives what `repaint` made of some of them, and `odds`; asked once it is needed.
-        painted_from: the step from which on a part of each batch is painted.
-        walkers: how many there are, how many turns each walk has, how many have their turn at a step.
-        walking_from: the step from which on they do.
-    """
-
-    def __init__(self, pictures, things, kin: tuple[np.ndarray, np.ndarray], batch: int, seed: int,
-                 painted: Callable[[], dict[str, np.ndarray]], painted_from: int, part: float,
-                 walkers: tuple[int, int, int], walking_from: int, skip: int = 0):
-        self.pictures, self.things, self.kin = pictures, things, kin
-        self.batch, self.seed, self.skip = batch, seed, skip
-        self.painted, self.painted_from, self.part = painted, painted_from, part
-        self.walkers, self.walking_from = walkers, walking_from
-        self.scenes = [scattered(k) for k in range(len(pictures))]
-        self.kinds = [[k for k, of in enumerate(self.scenes) if of.objects and bool(of.ground) == landscape]
-                      for landscape in (False, True)] + [range(len(pictures))]  # fmt: skip
-        self.walks: dict[int, Walk] = {}
-
-    def __iter__(self):
-        step, asked = self.skip, False
-        painted = {"scene": np.zeros(1, int), "picture": self.pictures[:1], "share": np.zeros(1), "odds": np.ones(1)}
-        while True:
-            if step >= self.painted_from and not asked:
-                painted, asked = self.painted(), True
-            rng = np.random.default_rng((self.seed, step))
-            turn = turns(step - self.walking_from, *self.walkers) if step >= self.walking_from else []
-            walks = [self._walk(walker, walk) for walker, walk, _ in turn]
-            rounds = rng.integers(len(self.kin[0]) // SIZE // len(FAMILIES), size=len(FAMILIES))
-            families = [family(int(k) * len(FAMILIES) + kind, *self.kin, rng) for kind, k in enumerate(rounds)]
-            pairs = [(one, *rng.choice(SIZE, 2, replace=False)) for one in families] if walks else []
-            seats = self.batch - LOOKS * len(walks) - len(pairs)
-            count = max(0, seats - (self.batch - int(self.batch * self.part))) if asked else 0
-            rows = rng.choice(len(painted["odds"]), count, p=painted["odds"])
-            fresh = rng.choice(len(self.pictures), seats - count, replace=False)
-            which = np.concatenate([fresh, painted["scene"][rows]])
-            texts, said = zip(*(caption(self.scenes[k], rng) for k in which),
-                              *((one.texts[i], one.said[i]) for one, i, _ in pairs),
-                              *(walk.caption for walk in walks), strict=True)  # fmt: skip
-            whole, things = self.pictures[which], self.things[which]
-            spoilt, share = painted["picture"][rows], painted["share"][rows]
-            if pairs:  # one of kin is to become another
-                whole = np.concatenate([whole, [one.pictures[i] for one, i, _ in pairs]])
-                things = np.concatenate([things, [one.places[i] | one.places[j] for one, i, j in pairs]])
-                spoilt = np.concatenate([spoilt, [one.pictures[j] for one, _, j in pairs]])
-                share = np.concatenate([share, np.ones(len(pairs), share.dtype)])
-            loose = [caption(scattered(int(k), held_out=True), rng) for k in rng.integers(2**31, size=LOOSE)]
-            side = self.pictures.shape[1]
-            goals = torch.stack([floats(walk.goals) for walk in walks]) if walks else torch.zeros(0, 1, 3, side, side)
-            places = [torch.from_numpy(walk.places)[:, None].float() for walk in walks]
-            yield (floats(whole), torch.from_numpy(things)[:, None].float(), floats(spoilt), torch.from_numpy(share),
-                   [*(self.scenes[k].facts for k in which), *(one.facts[i] for one, i, _ in pairs),
-                    *(walk.facts for walk in walks)], texts, said,
-                   torch.tensor([walker for walker, _, _ in turn], dtype=torch.long),
-                   torch.tensor([begins for _, _, begins in turn], dtype=torch.bool),
-                   goals, torch.stack(places) if places else goals[:, :, :1], families,
-                   tuple(zip(*loose, strict=True)))  # fmt: skip
-            step += 1
-
-    def _walk(self, walker: int, number: int) -> Walk:
-        """The walk of that number; the walker's one before is forgotten."""
-        if walker not in self.walks or self.walks[walker].number != number:
-            rng = np.random.default_rng((self.seed, walker, number))
-            kinds = [(kind, odds) for kind, odds in zip(self.kinds, WALKING, strict=True) if kind]
-            kind = kinds[rng.choice(len(kinds), p=np.array([odds for _, odds in kinds]) / sum(o for _, o in kinds))][0]
-            of = self.scenes[rng.choice(kind)]
-            shown = [render_and_things(replace(of, seed=int(seed))) for seed in rng.integers(2**31, size=GOALS)]
-            self.walks[walker] = Walk(number, of.facts, caption(of, rng), *map(np.stack, zip(*shown, strict=True)))
-        return self.walks[walker]
-
-
-@dataclass(frozen=True)
-class Walk:
-    """What a walker is told (text, facts mentioned), and pictures (G, H, W, 3) uint8 of which any would be right.
-
-    Attributes:
-        facts: what is true of all of them.
-        places: (G, H, W) bool, where their things are.
-    """
-
-    number: int
-    facts: frozenset[str]
-    caption: tuple[str, frozenset[str]]
-    goals: np.ndarray
-    places: np.ndarray
-
-
 def without_things(of: Scene) -> Scene:
     """The same scene bare; a plain shape takes the colour of its background."""
     return replace(of, objects=tuple((name, of.backdrop) for name, _ in of.objects if not of.ground))
@@ -483,12 +383,13 @@ def show(painting, codes: Tensor) -> Tensor:
 
 
 def repaint(painting, mosaic: Mosaic, pictures: np.ndarray, scenes: np.ndarray, seed: int,
-            kind: str = "random") -> dict[str, np.ndarray]:  # fmt: skip
+            kind: str, draw: Callable[[list[Scene]], Iterable[np.ndarray]]) -> dict[str, np.ndarray]:  # fmt: skip
     """What the painter shows of spoilt latents of scenes: arrays `scene`, `picture` (uint8), `share` (half).
 
     Args:
         kind: of ODDS. Of "bare" ones the other pictures are the scenes without their things, of "soft" ones every
             second; of "bent" ones the scenes out of shape, of every second with other things.
+        draw: scenes -> their pictures, such as `map` with `render`.
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
@@ -502,7 +403,7 @@ def repaint(painting, mosaic: Mosaic, pictures: np.ndarray, scenes: np.ndarray, 
         shown = [without_things(scattered(int(k))) if kind != "bent" else scattered(int(k)) for k in some]
         if kind == "bent":
             shown[::2] = [with_other_things(each, rng) for each in shown[::2]]
-        images = floats(np.stack([render(each) for each in shown]))
+        images = floats(np.stack([*draw(shown)]))
         if kind == "bent":
             images[1::2] = bend(images[1::2])
         found = latent(images)
