@@ -47,11 +47,12 @@ test-colab: $(VENV)/installed-test $(VENV)-colab/installed
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
 
+# NumPy's own threads would be in the way of the processes that paint
 train: $(VENV)/installed
-	$(BIN)/python -m training.train
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m training.train
 
 judge: $(VENV)/installed
-	$(BIN)/python -m training.judge
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m training.judge
 
 quality: $(VENV)/installed
 	$(BIN)/python -m training.quality

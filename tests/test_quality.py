@@ -271,11 +271,11 @@ def test_a_picture_is_painted_once(tmp_path):
     assert first != second
     assert plan([("desert", 0)], quick, EMBEDDED, tmp_path)["desert", 0][1] == first
     assert plan([("desert", 0)], quick.replace(steps=2), EMBEDDED, tmp_path)["desert", 0][1] != first
-    assert "desert" in paint(jobs["desert", 0], EMBEDDED)
+    assert "desert" in paint([jobs["desert", 0]], EMBEDDED)[0]
     painted = Image.open(first)
     assert painted.size == (32, 32) and float(painted.text["seconds"]) > 0
     before = first.stat().st_mtime_ns
-    paint_all([jobs["desert", 0]], tmp_path / "no pair here", 1)  # would fail if it painted
+    paint_all([jobs["desert", 0]], tmp_path / "no pair here", 1, 1)  # would fail if it painted
     assert first.stat().st_mtime_ns == before
 
 

@@ -12,11 +12,12 @@ from safetensors.torch import load_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import vqclip
-from training.captions import LANGUAGES, NOUNS, all_parts, all_words, caption, parts, phrase
-from training.data import floats
+from training.batches import GOALS, LOOKS, Batch, Captioned, Stock, Vocabulary
+from training.captions import FACTS, LANGUAGES, NOUNS, all_parts, all_words, caption, marked, parts, phrase
+from training.data import floats, rendered
 from training.export import guide
 from training.gradient import uphill
-from training.kin import FAMILIES, SIZE, THINGS, family, kin
+from training.kin import FAMILIES, PLAIN, SIZE, THINGS, family, kin, relatives
 from training.scenes import (
     COLOURS,
     GROUNDS,
@@ -32,20 +33,7 @@ from training.scenes import (
     things,
     with_other_things,
 )
-from training.train_clip import (
-    GOALS,
-    LOOKS,
-    LOOSE,
-    ODDS,
-    Captioned,
-    Sums,
-    ahead,
-    bend,
-    cut,
-    spoil,
-    uncut,
-    without_things,
-)
+from training.train_clip import ODDS, Sums, ahead, bend, cut, even, spoil, uncut, uneven, without_things
 from training.walkers import Walkers, turns
 from vqclip.perceptor import openai_clip, tokenizer
 
@@ -172,27 +160,24 @@ def test_other_things_stand_where_the_first_ones_stood_and_are_never_held_out():
     assert 0.005 < apart.mean() < 0.2
 
 
-@pytest.fixture(scope="module")
-def relatives():
-    """Pictures of two rounds of families, and where their things are."""
-    shown = [render_and_things(kin(k)) for k in range(2 * len(FAMILIES) * SIZE)]
-    return tuple(np.stack(each) for each in zip(*shown, strict=True))
-
-
 @pytest.mark.parametrize("number", range(2 * len(FAMILIES)))
-def test_kin_differ_in_one_thing_and_say_so(number, relatives):
-    kind, one = FAMILIES[number % len(FAMILIES)], family(number, *relatives, np.random.default_rng(number))
-    assert len({picture.tobytes() for picture in one.pictures}) == len(set(one.texts)) == SIZE
+def test_kin_differ_in_one_thing_and_say_so(number):
+    kind, one = FAMILIES[number % len(FAMILIES)], family(number, np.random.default_rng(number))
+    shown = [render_and_things(kin(number * SIZE + k)) for k in range(SIZE)]
+    pictures, places = (np.stack(each) for each in zip(*shown, strict=True))
+    assert len({picture.tobytes() for picture in pictures}) == len(set(one.texts)) == SIZE
     shared = frozenset.intersection(*one.said)
-    for facts, said, places in zip(one.facts, one.said, one.places, strict=True):
+    for k, (facts, said, where) in enumerate(zip(one.facts, one.said, places, strict=True)):
         (own,) = said - shared
-        assert said <= facts and sum(own in others for others in one.facts) == 1
-        assert places.any() or kind == "ground"
+        assert facts == kin(number * SIZE + k).facts and said <= facts
+        assert sum(own in others for others in one.facts) == 1
+        assert where.any() or kind in ("ground", "weather")
     words = {own.split(" ")[-1] for said in one.said for own in said - shared}
-    assert (len(words) == 1) == (kind in ("colour", "tint")) or kind == "thing"
-    elsewhere = ~np.logical_or.reduce(one.places)
+    assert (len(words) == 1) == (kind in ("colour", "tint", "backdrop")) or kind == "thing"
+    assert all(bool(of.ground) != (kind in PLAIN) for of, _ in relatives(number))
+    elsewhere = ~np.logical_or.reduce(places)
     if kind in ("shape", "colour"):  # light falls on things, so a landscape may change a little around them
-        assert np.abs(one.pictures[:, elsewhere].astype(int) - one.pictures[0][elsewhere]).max() < 12
+        assert np.abs(pictures[:, elsewhere].astype(int) - pictures[0][elsewhere]).max() < 12
 
 
 def test_families_of_things_have_one_of_each_thing_and_none_of_kin_is_held_out():
@@ -224,10 +209,36 @@ def test_a_caption_is_to_lie_where_the_sum_of_its_parts_does():
     sums = Sums(8)
     adds = dict(zip(all_parts(), sums.adds, strict=False))
     wanted = sums.adds[-1] + adds["red"] + adds["house"] + adds["desert"]
-    rows = sums([frozenset({"red house", "house", "desert"}), frozenset({"desert"})])
+    rows = sums(torch.from_numpy(marked([{"red house", "house", "desert"}, {"desert"}])))
     assert torch.allclose(rows[0], wanted / wanted.norm(), atol=1e-6)
     assert torch.allclose(rows.norm(dim=1), torch.ones(2))
     assert torch.cosine_similarity(rows[1], sums.adds[-1] + adds["desert"], 0) > 0.999
+
+
+def test_sums_begin_where_texts_lie():
+    torch.manual_seed(0)
+    hidden, found, rng = Sums(16), Sums(16), np.random.default_rng(0)
+    said = torch.from_numpy(marked(caption(scene(k), rng)[1] for k in range(1500)))
+    with torch.no_grad():
+        read = hidden(said)
+        assert torch.cosine_similarity(found(said), read).mean() < 0.5
+        found.fit(said, read)
+        assert torch.cosine_similarity(found(said), read).mean() > 0.95
+
+
+def test_facts_are_marked_and_all_of_them_are_known():
+    facts = {fact for k in range(3000) for fact in scattered(k).facts}
+    assert facts <= {*FACTS} and len(set(FACTS)) == len(FACTS)
+    marks = marked([facts, [], ["desert", "red house"]])
+    assert {fact for fact, true in zip(FACTS, marks[0], strict=True) if true} == facts
+    assert marks.shape == (3, len(FACTS)) and marks.sum(1).tolist() == [len(facts), 0, 2]
+
+
+def test_the_projection_is_read_off_the_patches_that_were_made_of_it():
+    torch.manual_seed(0)
+    weight = torch.linalg.qr(torch.randn(48, 6))[0].T * torch.tensor([3.0, 2.0, 1.0, 0.5, 0.2, 0.1])[:, None]
+    adds = torch.linalg.pinv(weight).T / 2
+    assert torch.allclose(uneven(even(adds, weight)), weight, atol=1e-5)
 
 
 def test_bent_pictures_are_out_of_shape_by_a_few_pixels():
@@ -296,30 +307,76 @@ def test_walkers_take_turns_and_begin_anew_at_different_steps():
     assert len({walk for _, walk, _ in taken[:6]}) > 1
 
 
-def test_a_walker_keeps_its_goals_and_caption_until_it_begins_anew(relatives):
-    pictures = np.stack([render(scattered(k)) for k in range(32)])
-    painted = {"scene": np.arange(32), "picture": pictures, "share": np.zeros(32), "odds": np.full(32, 1 / 32)}
-    where = np.stack([things(scattered(k)) for k in range(32)])
-    batches = iter(Captioned(pictures, where, relatives, 28, 0, lambda: painted, 2, 0.75, (4, 5, 2), walking_from=3))
+@pytest.fixture(scope="module")
+def batches():
+    """Batches of 32 scenes from a step on, in which walkers walk from step 3 on."""
+    painted = {"scene": np.arange(32), "odds": np.full(32, 1 / 32)}
+    words = Vocabulary(48)
+
+    def begin(skip: int = 0, **changes) -> Captioned:
+        arguments = dict(batch=30, rounds=1, loose=16, seed=0, painted_from=2, part=0.9, walkers=(4, 5, 2),
+                         walking_from=3)  # fmt: skip
+        return Captioned(32, 2, painted, words, **{**arguments, **changes}, skip=skip)
+
+    return begin
+
+
+def test_a_batch_names_as_many_pictures_as_it_has_texts(batches):
+    for step, batch in zip(range(8), batches(), strict=False):
+        walking = step >= 3
+        assert len(batch.pairs) == (len(FAMILIES) if walking else 0) and len(batch.walkers) == (2 if walking else 0)
+        assert len(batch.scenes) == (30 - 2 * LOOKS - len(FAMILIES) if walking else 30)
+        assert len(batch.painted) == (0, 0, 27, 3)[min(step, 3)]
+        everyone = len(batch.scenes) + len(batch.pairs) + len(batch.walkers)
+        assert len(batch.texts) == len(batch.facts) == len(batch.said) == everyone
+        assert not (batch.said & ~batch.facts).any() and batch.said.any(1).all()
+        assert len(batch.families) == len(FAMILIES) and len(batch.kin_texts) == len(FAMILIES) * SIZE
+        assert len(batch.loose) == len(batch.mentioned) == 16 and len(batch.loose.unique(dim=0)) > 8
+        tail = batch.scenes[len(batch.scenes) - len(batch.painted) :]
+        assert torch.equal(tail, batch.painted)  # the scenes that were painted are those of which it was done
+        for number, (become, are) in zip(batch.families.tolist(), batch.pairs.tolist(), strict=False):
+            assert become != are and {become, are} <= {*range(number, number + SIZE)}
+        of = [kin(int(k)).facts for k in batch.pairs[:, 0]] if walking else []
+        for facts, marks in zip(of, batch.facts[len(batch.scenes) :], strict=False):
+            assert {fact for fact, true in zip(FACTS, marks, strict=True) if true} == facts
+
+
+def test_a_walker_keeps_its_goals_and_caption_until_it_begins_anew(batches):
     told: dict[int, tuple] = {}
-    for step in range(40):
-        whole, places, spoilt, share, facts, texts, said, walkers, new, goals, goals_places, _, loose = next(batches)
-        pairs = len(FAMILIES) if step >= 3 else 0  # come last, and are no scenes of the folder
-        drawn = whole[: len(whole) - pairs]
-        of = [next(k for k in range(32) if torch.equal(floats(pictures[k : k + 1])[0], one)) for one in drawn]
-        assert torch.equal(places[: len(of), 0].bool(), torch.from_numpy(where[of]))
-        assert len(whole) == (28 - LOOKS * 2 if step >= 3 else 28)
-        assert len(walkers) == len(new) == len(goals) == len(goals_places) == (2 if step >= 3 else 0)
-        assert len(facts) == len(texts) == len(said) == len(whole) + len(walkers)
-        assert len(spoilt) == len(share) == (0, 0, 21, 13)[min(step, 3)]
-        assert [len(each) for each in loose] == [LOOSE, LOOSE] and len(set(loose[0])) > LOOSE / 2
-        for k, (walker, begins) in enumerate(zip(walkers.tolist(), new.tolist(), strict=True), len(whole)):
-            mine = goals[k - len(whole)], goals_places[k - len(whole)]
-            now = (texts[k], facts[k], mine[0].sum())
-            assert said[k] <= facts[k] and (begins or now == told[walker])
+    for _, batch in zip(range(40), batches(), strict=False):
+        begun, aimed = batch.walkers[batch.new].tolist(), batch.aimed.tolist()
+        assert aimed == begun and len(batch.goals) == len(batch.places) == len(begun)
+        for walker, goals, places in zip(aimed, batch.goals, batch.places, strict=True):
+            assert len({one.numpy().tobytes() for one in goals}) == GOALS  # the same scene, otherwise laid out
+            k = batch.walkers.tolist().index(walker) - len(batch.walkers)
+            shapes = batch.facts[k][[FACTS.index(shape) for shape in SHAPES]]
+            assert places.flatten(1).any(1).all() or not shapes.any()
+        for k, walker in enumerate(batch.walkers.tolist(), len(batch.texts) - len(batch.walkers)):
+            now = batch.texts[k].tolist(), batch.facts[k].tolist()
+            assert walker in begun or now == told[walker]
             told[walker] = now
-            assert len({one.numpy().tobytes() for one in mine[0]}) == GOALS  # the same scene, otherwise laid out
-            assert mine[1].flatten(1).any(1).all() or not facts[k] & {*SHAPES}
+
+
+def test_training_goes_on_with_the_batches_it_would_have_had_and_others_may_draw_them(batches):
+    whole = [batch for _, batch in zip(range(9), batches(), strict=False)]
+    for k, batch in zip(range(5, 9), batches(skip=5), strict=False):
+        for name, theirs, ours in zip(Batch._fields, whole[k], batch, strict=True):
+            assert name in ("aimed", "goals", "places") or torch.equal(theirs, ours), name
+    first = next(iter(batches(skip=5)))
+    assert first.aimed.tolist() == first.walkers.tolist()  # nobody knows their goals any more
+    loader = torch.utils.data.DataLoader(batches(), batch_size=None, num_workers=2, multiprocessing_context="fork")
+    for theirs, ours in zip(whole, loader, strict=False):
+        assert torch.equal(theirs.scenes, ours.scenes) and torch.equal(theirs.texts, ours.texts)
+
+
+def test_pictures_go_where_training_goes_and_are_no_part_of_what_it_saves(tmp_path):
+    scenes, kins = rendered(tmp_path, 4, of=scattered), rendered(tmp_path, SIZE, of=kin)
+    again = rendered(tmp_path, 4, of=scattered)
+    assert all((a == b).all() for a, b in zip(scenes, again, strict=True))
+    assert (scenes[0][2] == render(scattered(2))).all() and (scenes[1][2] == things(scattered(2))).all()
+    stock = Stock(scenes, kins, {"picture": scenes[0], "share": np.zeros(4, np.float16)}, walkers=3)
+    assert torch.equal(floats(stock.pictures[:1]), floats(render(scattered(0))[None])) and not stock.state_dict()
+    assert stock.goals.shape == (3, GOALS, SIDE, SIDE, 3) and stock.share.dtype == torch.float32
 
 
 class Plain(torch.nn.Module):
@@ -435,7 +492,7 @@ MINIATURE = """
 scenes=48 processes=1 save_every=4 accelerator=cpu precision=32-true
 vqgan.n_embed=64 vqgan.patches=1500 vqgan.rounds=4 vqgan.batch=4 vqgan.steps={vqgan} vqgan.critic_from=10
 sharper.steps={sharper} sharper.critic_from=4 vqgan.ddconfig.z_channels=32
-clip.batch=24 clip.kin=1 clip.steps={clip} clip.painted_from=25 clip.walking_from=40 clip.walkers.count=6
+clip.batch=28 clip.loose=8 clip.kin=1 clip.steps={clip} clip.painted_from=25 clip.walking_from=40 clip.walkers.count=6
 clip.walkers.length=3 clip.walkers.each=1 clip.chunk=12 clip.chunks.random=1 clip.chunks.bare=1
 clip.chunks.soft=1 clip.chunks.bent=1 clip.network.transformer_layers=1 clip.network.transformer_width=64
 clip.network.transformer_heads=1 clip.network.embed_dim=32 clip.network.vision_layers=1 clip.network.vision_width=64

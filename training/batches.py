@@ -6,8 +6,8 @@ card, and training that was interrupted goes on with the same.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
-from itertools import count
 from typing import NamedTuple
 
 import numpy as np
@@ -149,7 +149,7 @@ class Captioned(torch.utils.data.IterableDataset):
     def __iter__(self):
         worker = torch.utils.data.get_worker_info()
         first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
-        for step in count(self.skip + first, stride):
+        for step in itertools.count(self.skip + first, stride):
             yield self._batch(step, np.random.default_rng((self.seed, step)))
 
     def _batch(self, step: int, rng: np.random.Generator) -> Batch:
@@ -159,11 +159,11 @@ class Captioned(torch.utils.data.IterableDataset):
         numbers = [int(k) * len(FAMILIES) + kind for kind in range(len(FAMILIES))
                    for k in rng.integers(self.kin, size=self.rounds)]  # fmt: skip
         families = [family(number, rng) for number in numbers]
-        pairs = np.stack([rng.choice(SIZE, 2, replace=False) for _ in families if walks] or [np.zeros(2, int)][:0])
+        pairs = np.array([rng.choice(SIZE, 2, replace=False) for _ in families if walks], int).reshape(-1, 2)
         seats = self.batch - LOOKS * len(walks) - len(pairs)
-        bespoke = max(0, seats - (self.batch - int(self.batch * self.part))) if step >= self.painted_from else 0
-        rows = rng.choice(len(self.painted["odds"]), bespoke, p=self.painted["odds"])
-        fresh = rng.choice(len(self.scenes), seats - bespoke, replace=False)
+        count = max(0, seats - (self.batch - int(self.batch * self.part))) if step >= self.painted_from else 0
+        rows = rng.choice(len(self.painted["odds"]), count, p=self.painted["odds"])
+        fresh = rng.choice(len(self.scenes), seats - count, replace=False)
         scenes = np.concatenate([fresh, self.painted["scene"][rows]])
         told = [caption(self.scenes[k], rng) for k in scenes]
         told += [(one.texts[i], one.said[i]) for one, (i, _) in zip(families, pairs, strict=False)]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_all_start_methods, get_context
+from multiprocessing.pool import Pool
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,11 @@ from .scenes import Scene, render_and_things, scene
 
 def _made(number: int, of: Callable[[int], Scene]) -> tuple[np.ndarray, np.ndarray]:
     return render_and_things(of(number))
+
+
+def painters(processes: int) -> Pool:
+    """Processes that paint scenes. Copies of this one where the system can: to begin with nothing takes them longer."""
+    return get_context("fork" if "fork" in get_all_start_methods() else "spawn").Pool(processes)
 
 
 def rendered(folder: Path, count: int, first: int = 0, processes: int = 1,
@@ -32,11 +37,10 @@ def rendered(folder: Path, count: int, first: int = 0, processes: int = 1,
     if not all(path.exists() for path in paths):
         folder.mkdir(parents=True, exist_ok=True)
         like = _made(first, of)
-        os.environ["OMP_NUM_THREADS"] = "1"  # the processes begin with it: NumPy's own threads would be in their way
         unfinished = [path.with_suffix(".partial") for path in paths]
         both = [np.lib.format.open_memmap(path, "w+", one.dtype, (count, *one.shape))
                 for path, one in zip(unfinished, like, strict=True)]  # fmt: skip
-        with get_context("spawn").Pool(processes) as pool:
+        with painters(processes) as pool:
             each = pool.imap(partial(_made, of=of), range(first, first + count), chunksize=32)
             for k, made in enumerate(each):
                 for array, one in zip(both, made, strict=True):

@@ -28,11 +28,13 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from vqclip import Settings, generate
+from vqclip import Batch, Settings, generate
 from vqclip.checkpoints import EMBEDDED
 from vqclip.files import atomic, atomic_path
 from vqclip.files import sha256 as hashed
 from vqclip.perceptor import load_clip
+from vqclip.precision import able, dtypes
+from vqclip.run import pick_device
 from vqclip.vqgan import load_vqgan
 
 from .asked import read_prompts, sweep, without
@@ -94,24 +96,27 @@ HEADER = "| what the judge reads | must | should | painted | reaches | of | chan
 
 @lru_cache
 def load_pair(folder: Path) -> tuple:
-    """The pair in a folder, once a process; whatever folder it is in, it draws the same random numbers."""
+    """The pair in a folder, once a process, as `generate` would load it; in any folder it draws the same numbers."""
     torch.set_num_threads(1)
-    painter, perceptor = load_vqgan(folder / "vqgan.safetensors"), load_clip(folder / "clip.safetensors")
+    device = pick_device("auto")
+    wanted = dtypes("auto", able(device))
+    painter = load_vqgan(folder / "vqgan.safetensors", device, precision=wanted.painter)
+    perceptor = load_clip(folder / "clip.safetensors", device, wanted.judge)
     painter.name = perceptor.name = "embedded"
     return painter, perceptor
 
 
-def paint(job: tuple[Settings, Path], pair: Path) -> str:
-    """Paint one picture, keep it with the seconds of a core that it took, however busy the machine is, and say so."""
-    settings, path = job
+def paint(jobs: list[tuple[Settings, Path]], pair: Path) -> list[str]:
+    """Paint pictures side by side, keep each with its seconds of a core, however busy the machine is, and say so."""
     models = load_pair(pair)
     begun = time.process_time()
-    frame = deque(generate(None, *models, settings=settings), maxlen=1).pop()
-    seconds, about = time.process_time() - begun, PngInfo()
+    frames = deque(Batch([generate(None, *models, settings=settings) for settings, _ in jobs], len(jobs)), 1).pop()
+    seconds, about = (time.process_time() - begun) / len(jobs), PngInfo()
     about.add_text("seconds", f"{seconds:.2f}")
-    with atomic_path(path) as unfinished:
-        frame.pil.save(unfinished, pnginfo=about)
-    return f"{seconds:.1f} s  seed {settings.seed}  {settings.prompts}"
+    for frame, (_, path) in zip(frames, jobs, strict=True):
+        with atomic_path(path) as unfinished:
+            frame.pil.save(unfinished, pnginfo=about)
+    return [f"{seconds:.1f} s  seed {settings.seed}  {settings.prompts}" for settings, _ in jobs]
 
 
 def plan(wanted: list[tuple[str, int]], settings: Settings, pair: Path,
@@ -126,15 +131,18 @@ def plan(wanted: list[tuple[str, int]], settings: Settings, pair: Path,
     return jobs
 
 
-def paint_all(jobs: list[tuple[Settings, Path]], pair: Path, processes: int) -> None:
-    """Paint what is not there yet, each picture on one core."""
+def paint_all(jobs: list[tuple[Settings, Path]], pair: Path, processes: int, at_once: int) -> None:
+    """Paint what is not there yet: so many processes, each with a core and so many pictures at once."""
     missing = [job for job in jobs if not job[1].exists()]
     if not missing:
         return
     os.environ["OMP_NUM_THREADS"] = "1"  # the processes begin with it
-    with get_context("spawn").Pool(min(processes, len(missing))) as pool:
-        for k, line in enumerate(pool.imap_unordered(partial(paint, pair=pair), missing), 1):
-            print(f"{k}/{len(missing)}  {line}", flush=True)
+    parts, done = [missing[k : k + at_once] for k in range(0, len(missing), at_once)], 0
+    with get_context("spawn").Pool(min(processes, len(parts))) as pool:
+        for lines in pool.imap_unordered(partial(paint, pair=pair), parts):
+            for line in lines:
+                done += 1
+                print(f"{done}/{len(missing)}  {line}", flush=True)
 
 
 # ------------------------------------------------------------------------------------------------------ measuring
@@ -231,7 +239,7 @@ def measure(judge: Judge, shares: dict[str, float], asked: argparse.Namespace) -
     }
     wanted = [(text, seed) for seed in seeds for part in asked.part for text in texts[part]]
     jobs = plan(wanted, settings, asked.pair, asked.out)
-    paint_all(list(jobs.values()), asked.pair, asked.jobs)
+    paint_all(list(jobs.values()), asked.pair, asked.jobs, asked.at_once)
     paths = {key: path for key, (_, path) in jobs.items()}
     rows, report = [], {"pair": str(asked.pair), "settings": settings.to_dict(), "prompts": asked.prompts,
                         "seeds": asked.seeds, "judge on fresh renders": shares}  # fmt: skip
@@ -284,7 +292,8 @@ def main() -> None:
     ask.add_argument("--only", type=some_of(BARS), default=[], help=f"prompts that name any of {','.join(BARS)}")
     ask.add_argument("--pair", type=Path, default=EMBEDDED, help="a folder with vqgan and clip (.safetensors, .yaml)")
     ask.add_argument("--settings", nargs="*", default=[], metavar="key=value")
-    ask.add_argument("--jobs", type=int, default=2, help="pictures painted at a time, a core each")
+    ask.add_argument("--jobs", type=int, default=2, help="processes that paint, a core each")
+    ask.add_argument("--at-once", type=int, default=1, help="pictures that each paints at a time; 8 pays on a card")
     ask.add_argument("--judge", type=Path, default=WEIGHTS)
     ask.add_argument("--out", type=Path, default=Path("training/runs/quality"))
     ask.add_argument("--blind", type=Path, help="a folder for 40 pictures to be told by someone who knows no prompts")

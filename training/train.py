@@ -9,8 +9,8 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import time
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,7 @@ from vqclip.files import atomic, sha256
 from .batches import Captioned, Stock
 from .captions import caption, marked
 from .codes import sample_patches
-from .data import rendered
+from .data import painters, rendered
 from .export import export_clip, export_vqgan, guide
 from .kin import FAMILIES, SIZE, kin
 from .scenes import render, scattered, scene
@@ -35,6 +35,7 @@ from .train_clip import JudgesTraining, Mosaic, repaint, show, uneven
 from .train_vqgan import Crops, PaintersTraining
 from .walkers import Walkers
 
+EVERY = 50  # steps it is counted anew how many there will be, if they are to end at a time
 RECIPE = Path(__file__).parent / "recipe.yaml"
 
 
@@ -46,7 +47,31 @@ def read_recipe(changes: list[str]) -> DictConfig:
     return recipe
 
 
-def fit(module: pl.LightningModule, batches, recipe: DictConfig, name: str, steps: int) -> None:
+class Deadline(pl.Callback):
+    """Makes the steps as many as there is time for, by what the last EVERY of them took.
+
+    Args:
+        recipe: of which `clip.steps` becomes what it came to.
+        minutes: from the first step on.
+    """
+
+    def __init__(self, recipe: DictConfig, minutes: float):
+        self.recipe, self.seconds, self.seen, self.until, self.before = recipe, 60 * minutes, 0, 0.0, 0.0
+
+    def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch, batch_idx: int) -> None:
+        now, self.seen = time.monotonic(), self.seen + 1
+        self.until = self.until or now + self.seconds
+        if self.seen % EVERY and now < self.until:
+            return
+        if self.seen > EVERY or now >= self.until:  # in the first ones, things are compiled and fetched
+            left = max(0.0, self.until - now)
+            self.recipe.clip.steps = module.hparams.steps = (
+                module.global_step // 2 + 1 + int(left / (now - self.before) * EVERY))  # fmt: skip
+            trainer.fit_loop.epoch_loop.max_steps = 2 * module.hparams.steps
+        self.before = now
+
+
+def fit(module: pl.LightningModule, batches, recipe: DictConfig, name: str, steps: int, *callbacks) -> None:
     """Train until `steps`, from the last checkpoint of that name if there is one.
 
     Args:
@@ -62,8 +87,8 @@ def fit(module: pl.LightningModule, batches, recipe: DictConfig, name: str, step
     keep = ModelCheckpoint(folder, save_last=True, every_n_train_steps=recipe.save_every * 2)
     trainer = pl.Trainer(
         max_steps=steps * 2, max_epochs=-1, accelerator=recipe.accelerator, devices=1,
-        precision=recipe.precision, callbacks=[keep], logger=CSVLogger(folder, "curves"), log_every_n_steps=25,
-        enable_model_summary=False, enable_progress_bar=sys.stderr.isatty(),
+        precision=recipe.precision, callbacks=[keep, *callbacks], logger=CSVLogger(folder, "curves"),
+        log_every_n_steps=25, enable_model_summary=False, enable_progress_bar=sys.stderr.isatty(),
     )  # fmt: skip
     ahead = recipe.workers if name == "clip" else 0
     loader = torch.utils.data.DataLoader(batches(done), batch_size=None, num_workers=ahead,
@@ -114,7 +139,7 @@ def repainted(recipe: DictConfig, pictures: np.ndarray, painting: PaintersTraini
     chunks, mosaic, side = [], Mosaic(painting), recipe.clip.chunk
     everything = np.arange(len(pictures))
     with_things = np.array([k for k in everything if scattered(k).objects])
-    with get_context("spawn").Pool(recipe.processes) as pool:
+    with painters(recipe.processes) as pool:
         for kind, count in recipe.clip.chunks.items():
             order = with_things if kind in ("bare", "bent") else everything
             for k in range(count):
@@ -150,7 +175,7 @@ def train_clip(recipe: DictConfig, scenes: tuple[np.ndarray, np.ndarray], painti
         return Captioned(len(scenes[0]), c.kin, painted, judging.vocabulary, c.batch, c.rounds, c.loose, recipe.seed,
                          c.painted_from, c.painted, (w.count, w.length, w.each), c.walking_from, skip)  # fmt: skip
 
-    fit(judging, batches, recipe, "clip", c.steps)
+    fit(judging, batches, recipe, "clip", c.steps, *([Deadline(recipe, c.minutes)] if c.minutes else []))
     return judging
 
 
@@ -170,7 +195,7 @@ def begin_with(judging: JudgesTraining, path: Path) -> None:
     share = OmegaConf.load(path.with_suffix(".yaml")).recipe.clip.guidance
     guide(judging.clip, some_captions(judging), -share / (1 - share))
     rng = np.random.default_rng(1)
-    texts, said = zip(*(caption(scattered(k, held_out=True), rng) for k in range(4000)), strict=True)
+    texts, said = zip(*(caption(scattered(k, held_out=True), rng) for k in range(2000)), strict=True)
     with torch.no_grad():
         judging.sums.fit(torch.from_numpy(marked(said)), judging.read(judging.vocabulary.encode(texts)))
 

@@ -329,13 +329,13 @@ class JudgesTraining(pl.LightningModule):
         return (rows, columns), draw.grains
 
     def configure_optimizers(self):
-        lr, decay, steps = self.hparams.lr, self.hparams.weight_decay, self.hparams.steps
+        lr, decay = self.hparams.lr, self.hparams.weight_decay
         matrices, others = [], []
         for name, p in self.clip.named_parameters():
             (matrices if "resblocks" in name and p.ndim == 2 else others).append(p)
         both = [torch.optim.Muon(matrices, lr, decay, adjust_lr_fn="match_rms_adamw"),
                 torch.optim.AdamW(others, lr, (0.9, 0.98), weight_decay=decay)]  # fmt: skip
-        rate = lambda s: min((s + 1) / 100, 1.0, max(0.0, 3 * (1 - s / steps)))  # noqa: E731
+        rate = lambda s: min((s + 1) / 100, 1.0, max(0.0, 3 * (1 - s / self.hparams.steps)))  # noqa: E731
         both[1].add_param_group({"params": [self.sums.adds], "lr": 10 * lr, "weight_decay": 0.0})
         return both, [torch.optim.lr_scheduler.LambdaLR(each, rate) for each in both]
 
