@@ -156,3 +156,14 @@ def test_nothing_is_held_once_a_run_is_over_or_where_there_is_no_card():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert vqclip.generate("a red circle", **SETTINGS).replay is None
+
+
+def test_a_state_from_a_card_leaves_the_optimiser_as_this_device_has_it():
+    run = vqclip.generate("a red circle", **{**SETTINGS, "optimizer": "adam", "steps": 3})
+    next(run)
+    state = run.state()
+    state["optimizer"]["param_groups"][0]["fused"] = True
+    theirs = next(run).codes, next(run).codes
+    run.restore(state)
+    assert run.optimizer.param_groups[0]["fused"] is None
+    assert all(torch.equal(next(run).codes, codes) for codes in theirs)

@@ -209,35 +209,36 @@ class Run:
     def _finish(self, image: Tensor, losses: dict[str, Tensor]) -> Frame:
         """Take the step to which the gradient leads that `z` has by now."""
         losses = {name: loss.detach() for name, loss in losses.items()}
-        similarity = self._checked(losses)
+        judges = [loss for _, loss in self.judges()]
+        asked = [torch.stack([*losses.values(), self.latent.z.grad.sum()])]
+        if judges:
+            asked.append(torch.stack([loss.similarity for loss in judges]).mean(0))
         measured = None if self.latent.ema else image.detach()[0]  # (3, H, W)
-        frame = Frame(self.step, self.latent.codes(self.step), losses, similarity, self.settings.size,
-                      self.latent.decode, measured)  # fmt: skip
+        codes = self.latent.codes(self.step)
         self.optimizer.step()
         self.latent.churn_(self.step)
         self.latent.project_()
+        # At once, as each question to a graphics card waits for it, and not before all else was told to it.
+        told = torch.cat(asked).tolist()
+        self._check(dict(zip((*losses, "gradient"), told, strict=False)))
+        labels = judges[0].labels if judges else ()
+        similarity = dict(zip(labels, told[len(losses) + 1 :], strict=True))
+        frame = Frame(self.step, codes, losses, similarity, self.settings.size, self.latent.decode, measured)
         self.step += 1
         if self.step > self.steps and self.replay is not None:
             self.replay.forget()  # others may have its memory
         self._unfinished = None
         return frame
 
-    def _checked(self, losses: dict[str, Tensor]) -> dict[str, float]:
-        """Refuse what is not finite; the mean cosine to each prompt over the perceptors, if any judges by prompts."""
-        values = {**losses, "gradient": self.latent.z.grad.sum()}
-        judges = [loss for _, loss in self.judges()]
-        asked = [torch.stack(list(values.values()))]
-        if judges:
-            asked.append(torch.stack([loss.similarity for loss in judges]).mean(0))
-        told = torch.cat(asked).tolist()  # at once: each question to a graphics card waits for it
-        for name, value in zip(values, told, strict=False):
+    def _check(self, values: dict[str, float]) -> None:
+        """Refuse a step by which something is not finite; whoever made it goes back to before it."""
+        for name, value in values.items():
             if not math.isfinite(value):
                 raise NotFinite(
                     f"at step {self.step} the {name} became {value} (seed {self.settings.seed}), so this step was not "
                     "taken; what was made until here is kept. A smaller lr (now "
                     f"{self.optimizer.param_groups[0]['lr']:g}) or precision=float32 usually helps"
                 )
-        return dict(zip(judges[0].labels, told[len(values) :], strict=True)) if judges else {}
 
     def judges(self) -> list[tuple[str, PromptLoss]]:
         """The losses that hear prompts, by name."""
