@@ -1,485 +1,358 @@
-"""The first look at a graphics card, part by part, none of which stops another: `python -m benchmarks.probe`.
+"""All of a graphics card's figures in two minutes: `python -m benchmarks.card --budget 115 --out FOLDER`.
 
-    python -m benchmarks.probe                  all parts, at the published sizes, in about 75 seconds
-    python -m benchmarks.probe steps levers     some of them
-    python -m benchmarks.probe --small --device cpu       does the script itself work
+For machines that are lent by the second. Each part runs in a process of its own, as an error on a card may spoil all
+that comes after it there, and for no longer than its share; what was measured until then is kept in FOLDER as
+`cuda.json` and `cuda.md`, rows of the table as `benchmarks.bench` has them, with `card.txt` beside them.
+
+    python -m benchmarks.card memory steps                   some parts
+    python -m benchmarks.card --device cpu --small           does the script itself work
 """
 
 from __future__ import annotations
 
 import argparse
-import os
+import copy
+import gc
 import signal
+import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 import warnings
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 
 T0 = time.perf_counter()
 
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
+from torch import Tensor  # noqa: E402
 
 import vqclip  # noqa: E402
-from vqclip import decoder, memory, tower  # noqa: E402
-from vqclip.cutouts import resampling  # noqa: E402
-from vqclip.ops import clamp_with_grad  # noqa: E402
+from vqclip import decoder, memory  # noqa: E402
 
-from .measure import settle  # noqa: E402
+from . import bench as table  # noqa: E402
+from .measure import ROOT, settle, timed  # noqa: E402
 from .models import Models  # noqa: E402
 from .profile import stages  # noqa: E402
-from .rows import Bench, decoding, overhead  # noqa: E402
+from .rows import ROWS, Bench, Figure, warmed  # noqa: E402
 
-PARTS: dict[str, tuple[int, object]] = {}
-
-
-def part(seconds: int):
-    def enter(function):
-        PARTS[function.__name__] = seconds, function
-        return function
-
-    return enter
-
-
-def say(*words) -> None:
-    print(*words, flush=True)
+GIB = 2**30
+LINES = 20  # kernels that a profile names
 
 
 @dataclass(frozen=True)
-class Quick(Models):
+class QuickModels(Models):
     """Built where they live, which spares seconds."""
 
-    def painter(self, precision: str = "float32"):
+    def painter(self, precision: str = "float32") -> vqclip.VQGAN:
         with torch.device(self.device):
             return super().painter(precision)
 
-    def judge(self, precision: str = "float32"):
+    def judge(self, precision: str = "float32") -> vqclip.CLIP:
         with torch.device(self.device):
             return super().judge(precision)
 
 
-@dataclass(frozen=True)
 class QuickBench(Bench):
+    """The same for rows."""
+
     @property
-    def models(self):
-        return Quick("small" if self.quick else "full", self.device)
+    def models(self) -> Models:
+        return QuickModels("small" if self.quick else "full", self.device)
 
 
 class Here:
-    """What the parts share."""
+    """What the items of a part share."""
 
-    def __init__(self, device: torch.device, small: bool):
-        self.device, self.small, self.cuda = device, small, device.type == "cuda"
-        self.models = Quick("small" if small else "full", device)
-        self.ours: tuple = ()
+    def __init__(self, device: torch.device, small: bool, out: Path):
+        self.device, self.small, self.out, self.cuda = device, small, out, device.type == "cuda"
+        self.bench = QuickBench(device, 5, small)
+        self._pair: tuple = ()
 
-    def pick(self, full: int, small: int) -> int:
-        return small if self.small else full
+    @property
+    def pair(self) -> tuple:
+        """Painter and judge in the format that is fast here, built once."""
+        self._pair = self._pair or (self.bench.models.painter("auto"), self.bench.models.judge("auto"))
+        return self._pair
 
-    def run(self, size: int, cutouts: int, **changes):
-        if not self.ours:
-            self.ours = self.models.painter("auto"), self.models.judge("auto")
+    def run(self, size: int, cutouts: int, pair: tuple = (), **changes) -> vqclip.Run:
         settings = dict(size=(size, size), cutouts=cutouts, augment="none", optimizer="adam", lr=0.1, churn=0,
                         steps=10**6, device=str(self.device))  # fmt: skip
-        return vqclip.generate("a desert at sunset:0.67 | snow on mountains:0.33", *self.ours,
+        return vqclip.generate("a desert at sunset:0.67 | snow on mountains:0.33", *(pair or self.pair),
                                **{**settings, **changes})  # fmt: skip
 
-    def clock(self, function, tries: int = 7, warm: int = 2) -> float:
+    def clock(self, function: Callable, tries: int = 7, warm: int = 2) -> float:
         """Median milliseconds of a call, until the device is done."""
-        took = []
-        for turn in range(tries + warm):
-            settle(self.device)
-            start = time.perf_counter()
-            function()
-            settle(self.device)
-            took.append(1000 * (time.perf_counter() - start))
-        return median(took[warm:])
+        return 1000 * median([timed(function, self.device)[0] for _ in range(tries + warm)][warm:])
+
+    def keep(self, name: str, figure: Figure) -> None:
+        """A row of the table, written at once."""
+        kept = table.read(self.out / f"{self.device.type}.json")
+        kept[name] = table.entry(figure, self.device, self.small)
+        table.keep(self.out, self.device.type, {row: kept[row] for row in ROWS if row in kept})
+        print(" ", " | ".join(cell for cell in table.line(name, ROWS[name], kept[name]) if cell), flush=True)
+
+    def row(self, name: str) -> None:
+        self.keep(name, ROWS[name].measure(self.bench))
 
 
-def cosine(a, b) -> str:
+def say(*words) -> None:
+    print(" ", *words, flush=True)
+
+
+def alike(a: Tensor, b: Tensor) -> str:
     a, b = a.detach().double().flatten().cpu(), b.detach().double().flatten().cpu()
-    return f"cosine {F.cosine_similarity(a, b, dim=0).item():.6f} relative {((a - b).norm() / b.norm()).item():.2e}"
+    return f"cosine {F.cosine_similarity(a, b, dim=0).item():.6f}, off by {((a - b).norm() / b.norm()).item():.2e}"
 
 
-# Parts
+# Memory and correctness
 
 
-@part(15)
-def ceilings(here: Here) -> None:
-    """What products and copies reach."""
-    side = here.pick(8192, 256)
-    for name, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16), ("fp32", torch.float32)):
-        n = side if dtype != torch.float32 else side // 2
-        a, b = torch.randn(2, n, n, device=here.device).to(dtype)
-        ms = here.clock(lambda: a @ b)
-        say(f"  {name} {n}^3 product: {2 * n**3 / ms / 1e9:.1f} TFLOP/s")
-    some = torch.randint(0, 255, (here.pick(2**31, 2**20),), dtype=torch.uint8, device=here.device)
-    other = torch.empty_like(some)
-    say(f"  copy: {2 * some.nbytes / here.clock(lambda: other.copy_(some)) / 1e9:.3f} TB/s read and written")
-    one = torch.zeros((), device=here.device)
-    say(f"  an empty launch and wait {here.clock(lambda: one.add_(1)) * 1000:.0f} us; 100 launches "
-        f"{here.clock(lambda: [one.add_(1) for _ in range(100)]) * 10:.1f} us each")  # fmt: skip
+@contextmanager
+def only(here: Here, gib: int) -> Iterator[tuple[int, int]]:
+    """A card of which so many GiB can be had, all that others and libraries take included: (ballast, outside) bytes."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    free, total = torch.cuda.mem_get_info()
+    size = max(0, free - (gib * GIB - (total - free)))
+    ballast = torch.empty(size, dtype=torch.uint8, device=here.device)
+    torch.cuda.reset_peak_memory_stats()
+    yield ballast.nbytes, total - free - torch.cuda.memory_reserved() + ballast.nbytes
+    del ballast
+    torch.cuda.empty_cache()
 
 
-@part(30)
-def smoke(here: Here) -> None:
-    """Does it paint at all: the embedded pair, its sessions, its batches."""
-    device, size = str(here.device), 128
-    start = time.perf_counter()
-    run = vqclip.generate("a red circle", seed=3, steps=6, device=device)
-    frames = list(run)
-    frames[-1].pil.load()
-    say(f"  7 steps with their load {time.perf_counter() - start:.2f} s; painter {run.latent.vqgan.precision}, losses",
-        [round(sum(map(float, frame.losses.values())), 5) for frame in frames])  # fmt: skip
-    there = vqclip.generate("a red circle", seed=3, steps=6, device="cpu", precision="float32")
-    say("  same start on the CPU:", torch.equal(next(there).codes, frames[0].codes.cpu()))
-
-    grads = {}
-    for precision, where in (("auto", device), ("float32", device), ("float32", "cpu")):
-        run = vqclip.generate("a red circle", seed=3, steps=6, device=where, precision=precision, optimizer="adam")
-        next(run)
-        grads[precision, where] = run.latent.z.grad
-    exact = grads["float32", "cpu"]
-    for key, grad in grads.items():
-        say(f"  gradient {key} against float32 on the CPU: {cosine(grad, exact)}")
-
-    with tempfile.TemporaryDirectory() as home:
-        run = vqclip.generate("a red circle", seed=3, steps=6, device=device)
-        session = vqclip.Session.create(home, run)
-        kept = []
-        for frame in session.record(run):
-            kept.append(frame.codes)
-            if frame.step == 3:
-                break
-        session = vqclip.Session.open(session.path) if hasattr(vqclip.Session, "open") else vqclip.Session(session.path)
-        resumed = session.resume()
-        kept += [frame.codes for frame in session.record(resumed)]
-        alike = [torch.equal(a.cpu(), b.codes.cpu()) for a, b in zip(kept, frames, strict=True)]
-        say(f"  recorded, broken off and resumed: codes as without a session {alike}")
-    batch = vqclip.generate_batch("a red circle", seeds=range(4), steps=4, device=device)
-    made = list(batch)
-    say(f"  batch of 4, at once {batch.at_once}: {len(made)} steps,",
-        [round(sum(map(float, frame.losses.values())), 5) for frame in made[-1]])  # fmt: skip
-    for how in vqclip.cutouts.AUGMENTS if hasattr(vqclip, "cutouts") else ("mse", "nerdyrodent"):
-        run = vqclip.generate("a red circle", steps=2, device=device, augment=how, chunk=5, cutouts=12, size=(96, 64))
-        say(f"  augment {how}, in chunks: loss {sum(map(float, list(run)[-1].losses.values())):.5f}")
-    run = vqclip.generate("a red circle | blue:-0.3:0.1", steps=3, device=device, losses="tv:0.5 | saturation:0.2",
-                          ema=0.9, init_weight=0.1, cutter="pooled", augment="updated", size=(size, 96))  # fmt: skip
-    say("  with all else:", {name: round(float(loss), 5) for name, loss in list(run)[-1].losses.items()})
-
-
-@part(30)
-def steps(here: Here) -> None:
-    """The plain loop's step and ours."""
-    for size, cutouts in ((512, 32), (512, 64), (256, 64)):
-        size, cutouts = here.pick(size, 32), here.pick(cutouts, 4)
-        run = here.run(size, cutouts)
-        ours = here.clock(lambda: next(run), 9, 3)
-        theirs = here.clock(here.models.reference(size, cutouts), 4, 2)
-        say(f"  {size}/{cutouts}: plain {theirs:.2f} ms, ours {ours:.2f} ms, {theirs / ours:.2f} times; at once "
-            f"{run.judges()[0][1].at_once}, sparing {run.latent.vqgan.sparing}")  # fmt: skip
-        if cutouts == 32 or here.small:
-            for turn in range(2):  # the second counts
-                found = stages(run, here.device)
-            say("   ", ", ".join(f"{name} {1000 * seconds:.2f}" for name, seconds in found.items()), "ms")
-
-
-def body(here: Here, run, crops=torch.float32):
-    """Forward and backward of a step with crops that stay, as a function without arguments."""
-    latent, judge = run.latent, run.judges()[0][1]
-    H, W = latent().shape[2:]
-    side, left, top = judge.cutouts.draw(H, W).boxes.to(here.device).unbind(1)
-    rows = resampling(side, top, H, judge.cutouts.size, min(H, W)).to(crops)
-    columns = resampling(side, left, W, judge.cutouts.size, min(H, W)).to(crops)
-    n, size, _ = rows.shape
-
-    def compute():
-        image = latent()
-        lines = image[0].transpose(0, 1).reshape(H, 3 * W).to(crops)
-        tall = (rows.reshape(n * size, H) @ lines).view(n, size * 3, W)
-        cuts = (tall @ columns.transpose(1, 2)).view(n, size, 3, size).transpose(1, 2).float()
-        judge.of(judge.perceptor.encode_image(clamp_with_grad(cuts))).backward()
-
-    return compute
-
-
-def captured(here: Here, compute, run):
-    """The same as a graph of the card's, to be replayed; and its eager milliseconds."""
-    def fresh():
-        run.latent.z.grad = None
-        compute()
-
-    eager = here.clock(fresh, 5, 2)
+def height(here: Here, size: int, gib: int) -> None:
+    """A run that chooses by itself what it spares, on a card with so many GiB."""
     if not here.cuda:
-        return fresh, eager
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(2):
-            fresh()
-    torch.cuda.current_stream().wait_stream(side)
-    run.latent.z.grad = None
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        compute()
-    return graph.replay, eager
+        return
+    with only(here, gib) as (ballast, outside), warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        run = here.run(size, 32)
+        took = here.clock(lambda run=run: next(run), 2, 2)
+        peak, reserved = (ask() - ballast for ask in (torch.cuda.max_memory_allocated, torch.cuda.max_memory_reserved))
+        need, painter = memory.needed(run), run.latent.vqgan
+        say(f"{size} in {gib} GiB: allocated {peak / GIB:.2f}, reserved {reserved / GIB:.2f}, besides "
+            f"{outside / GIB:.2f}; counted {(need.step + need.weights) / GIB:.2f}; sparing {painter.sparing}, at once "
+            f"{run.judges()[0][1].at_once}, replayed {run.replay.replayed}; {took:.0f} ms a step",
+            [str(one.message)[:100] for one in warned])  # fmt: skip
+        here.keep(f"memory-{size}", Figure(*[peak / GIB] * 3, {
+            "allocated": peak, "reserved": reserved, "besides": outside, "card_gib": gib, "ms": took,
+            "sparing": painter.sparing, "at_once": run.judges()[0][1].at_once}))  # fmt: skip
+        painter.sparing = False
+        del run
 
 
-class FusedPair(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, weight, bias, groups, eps):
-        from vqclip import fused
+def gradients(here: Here) -> None:
+    """Of the first step, in each way, against float32 on the processor."""
+    size, cutouts, models = (32, 4, here.bench.models) if here.small else (128, 8, here.bench.models)
+    exact = models.painter("float32"), models.judge("float32")
+    clip_cpu = copy.deepcopy(exact[1]).cpu()
+    torch.backends.cudnn.allow_tf32 = False
+    run = here.run(size, cutouts, (copy.deepcopy(exact[0]).cpu(), clip_cpu), device="cpu")
+    next(run)
+    truth = run.latent.z.grad
 
-        y, sums = fused.norm_swish(x, weight, bias, groups, eps)
-        ctx.save_for_backward(x, sums, weight, bias)
-        ctx.how = groups, eps
-        return y
+    def compare(name: str, pair: tuple, last: bool | None = None) -> None:
+        run = here.run(size, cutouts, pair)
+        if last is not None:
+            lay(run.latent.vqgan, last)
+        run.replay = None
+        next(run)
+        say(f"gradient {name} against float32 on the processor: {alike(run.latent.z.grad, truth)}")
 
-    @staticmethod
-    def backward(ctx, grad):
-        from vqclip import fused
-
-        x, sums, weight, bias = ctx.saved_tensors
-        grad = grad.contiguous(memory_format=torch.channels_last)
-        return fused.norm_swish_back(grad, x, sums, weight, bias, *ctx.how), None, None, None, None
-
-
-def fused_pair(x, norm):
-    return FusedPair.apply(x.contiguous(memory_format=torch.channels_last), norm.weight, norm.bias, norm.num_groups,
-                           norm.eps)  # fmt: skip
-
-
-def attends(which: str):
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    if which == "spelled":
-        return lambda q, k, v: tower._Spelled.apply(q, k, v)
-
-    def attend(q, k, v):
-        with sdpa_kernel(getattr(SDPBackend, which)):
-            return F.scaled_dot_product_attention(q, k, v)
-
-    return attend
+    compare("float32", exact)
+    if here.cuda:
+        taken = decoder.takes_last
+        decoder.takes_last = lambda *_: True
+        compare("float32, channels last and fused", exact, True)
+        decoder.takes_last = taken
+    torch.backends.cudnn.allow_tf32 = True
+    compare("float32, convolutions in TF32", exact, False)
+    compare(f"{here.pair[0].precision}, last {here.pair[0].last}", here.pair)
+    if here.pair[0].last:
+        compare("bfloat16 as torch has it", here.pair, False)
+        lay(here.pair[0], True)
 
 
-@part(45)
-def levers(here: Here) -> None:
-    """Forward and backward as a graph, which shows what the card itself takes, lever by lever; each keeps those before."""
-    size, cutouts = here.pick(512, 32), here.pick(32, 4)
-    run = here.run(size, cutouts)
-    painter = run.latent.vqgan
-    norm_swish, attend, grads, best = decoder.norm_swish, tower.attend, {}, None
-
-    def measure(name: str, crops=torch.float32):
-        nonlocal best
-        try:
-            start = time.perf_counter()
-            replay, eager = captured(here, body(here, run, crops), run)
-            took = here.clock(replay, 9, 2)
-            grads[name] = run.latent.z.grad.clone()
-            likes = cosine(grads[name], next(iter(grads.values())))
-            say(f"  {name}: eager {eager:.2f} ms, replayed {took:.2f} ms; {likes} "
-                f"({time.perf_counter() - start:.1f} s to try)")  # fmt: skip
-            if best is None or took < best[0]:
-                best = took, replay, name
-        except Exception as error:
-            say(f"  {name}: {type(error).__name__}: {str(error)[:300]}")
-
-    state = run.state()["cutouts"]
-    draws = lambda: run.judges()[0][1].cutouts.restore(next(iter(state.values())))  # noqa: E731
-
-    def again(name: str, crops=torch.float32):
-        draws()  # the same crops for each
-        measure(name, crops)
-
-    try:
-        again("as it is")
-        if here.cuda:
-            for which in ("FLASH_ATTENTION", "EFFICIENT_ATTENTION", "CUDNN_ATTENTION", "MATH", "spelled"):
-                tower.attend = attends(which)
-                again(f"attention {which}")
-            tower.attend = attend
-        painter.decoder.to(memory_format=torch.channels_last)
-        again("channels last, torch's norms")
-        if here.cuda:
-            decoder.norm_swish = fused_pair
-            again("channels last, fused norms")
-            torch.set_float32_matmul_precision("high")
-            again("and TF32 in products")
-            torch.set_float32_matmul_precision("highest")
-        again("and crops in bfloat16", torch.bfloat16)
-        if here.cuda:
-            torch.backends.cudnn.benchmark = True
-            again("and cudnn.benchmark", torch.bfloat16)
-            say("  kernels of the best,", best[2])
-            kernels(here, best[1])
-    finally:
-        torch.backends.cudnn.benchmark = False
-        decoder.norm_swish, tower.attend = norm_swish, attend
-        painter.decoder.to(memory_format=torch.contiguous_format)
+def lay(painter: vqclip.VQGAN, last: bool) -> None:
+    """Channels last and fused norms, or neither."""
+    painter.last = last
+    painter.decoder.to(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
-def kernels(here: Here, function, lines: int = 24) -> None:
-    """What a call launches: the kernels that take the most, how many there are, how busy the card is."""
+def replays(here: Here) -> None:
+    """Replayed steps against ordinary ones, from the same latent and draws each time."""
+    size, cutouts = (32, 4) if here.small else (256, 16)
+    for name, changes in {"plain": {}, "nerdyrodent": dict(augment="nerdyrodent", cutter="pooled"),
+                          "all else": dict(augment="abulafia", losses="tv:0.5 | saturation:0.2 | edges:0.1", ema=0.9,
+                                           init_weight=0.2, init_decay=9)}.items():  # fmt: skip
+        plain, ours = (here.run(size, cutouts, **changes) for _ in range(2))
+        plain.replay, worst, off = None, 1.0, 0.0
+        for _ in range(6):
+            ours.latent.z.data.copy_(plain.latent.z)
+            frames = next(plain), next(ours)
+            a, b = (run.latent.z.grad.double().flatten() for run in (ours, plain))
+            worst, off = (min(worst, F.cosine_similarity(a, b, dim=0).item()),
+                          max(off, ((a - b).norm() / b.norm()).item()))  # fmt: skip
+        losses = [sum(map(float, frame.losses.values())) for frame in frames]
+        done = ours.replay and (ours.replay.replayed, ours.replay.off)
+        say(f"replayed against ordinary, {name}: cosine >= {worst:.7f}, off by <= {off:.2e}; losses {losses}; codes "
+            f"{torch.equal(*(frame.codes for frame in frames))}; replayed {done} of 6")  # fmt: skip
+
+
+def resumed(here: Here) -> None:
+    """The shipped pair, recorded, broken off and resumed; on the card and, from there, on the processor."""
+    settings = dict(seed=3, steps=8, device=str(here.device), optimizer="adam", lr=0.1)
+    frames = list(run := vqclip.generate("a red circle", **settings))
+    with tempfile.TemporaryDirectory() as home:
+        begun = vqclip.generate("a red circle", **settings)
+        session, kept = vqclip.Session.create(home, begun), []
+        for frame in session.record(begun):
+            kept.append(frame.codes)
+            if frame.step == 4:
+                break
+        again = (session := vqclip.Session(session.path)).resume()
+        kept += [frame.codes for frame in session.record(again)]
+    same = [torch.equal(a.cpu(), b.codes.cpu()) for a, b in zip(kept, frames, strict=True)]
+    say("recorded, broken off, resumed: codes as without", same, "replayed", run.replay and
+        (run.replay.replayed, run.replay.off))  # fmt: skip
+    there = vqclip.generate("a red circle", **{**settings, "device": "cpu"})
+    there.restore({**begun.state(), "cutouts": there.state()["cutouts"]})
+    there.steps += 1
+    say("a step on the processor from the card's state:", f"{sum(map(float, next(there).losses.values())):.4f}",
+        "fused", there.optimizer.param_groups[0]["fused"])  # fmt: skip
+
+
+# Time
+
+
+def ways(here: Here, size: int, cutouts: int) -> None:
+    """A step of ours in each way, beside the row that has it against the plain loop and its floor."""
+    size, cutouts = (48, 4) if here.small else (size, cutouts)
+    for name, last, replayed in (("as torch has it", False, False), ("the same, replayed", False, True),
+                                 ("fused", True, False), ("fused, replayed", True, True)):  # fmt: skip
+        if last and not here.pair[0].last and not decoder.takes_last(here.device, here.pair[0].precision):
+            continue
+        run = here.run(size, cutouts)
+        lay(run.latent.vqgan, last)
+        if not replayed:
+            run.replay = None
+        took = here.clock(lambda run=run: next(run), 7, 3)
+        say(f"{size}/{cutouts} {name}: {took:.2f} ms", run.replay and (run.replay.replayed, run.replay.off))
+        del run
+
+
+def pieces(here: Here) -> None:
+    """Where a replayed step's time goes: the graph alone, and what comes besides."""
+    run = warmed(here.run(*((48, 4) if here.small else (512, 32))))
+    say(f"a step {here.clock(lambda: next(run)):.2f} ms; its state {here.clock(run.state):.2f}, a draw "
+        f"{here.clock(lambda: run.judges()[0][1].cutouts.draw(512, 512)):.2f}, the optimiser "
+        f"{here.clock(run.optimizer.step):.2f} ms")  # fmt: skip
+    if run.replay and run.replay._recording:
+        say(f"its graph alone {here.clock(run.replay._recording.replay):.2f} ms")
+    kernels(here, lambda: next(run))
+    stages(run, here.device)
+    say(", ".join(f"{name} {1000 * seconds:.2f}" for name, seconds in stages(run, here.device).items()), "ms, eager")
+
+
+def kernels(here: Here, function: Callable) -> None:
+    """What a call launches: the kernels that take the most, and how busy the card is."""
     from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
     kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if here.cuda else [])]
-    settle(here.device)
     with profile(activities=kinds) as recorded:
         function()
         settle(here.device)
     took, count = Counter(), Counter()
-    runtime = Counter()
     for event in recorded.events():
         if event.device_type == DeviceType.CUDA or not here.cuda:
             took[event.name] += event.device_time_total if here.cuda else event.cpu_time_total
             count[event.name] += 1
-        elif event.name.startswith(("cudaStreamSync", "cudaDeviceSync", "cudaMemcpy", "cudaLaunch", "cuLaunch",
-                                    "cudaGraphLaunch", "cudaEventSync")):  # fmt: skip
-            runtime[event.name] += 1
-    say(f"  {sum(count.values())} kernels and copies, {sum(took.values()) / 1000:.2f} ms of them; calls {dict(runtime)}")
-    for name, micro in took.most_common(lines):
-        say(f"    {micro / 1000:7.3f} ms {count[name]:5} x {name[:140]}")
+    say(f"{sum(count.values())} kernels and copies, {sum(took.values()) / 1000:.2f} ms of them")
+    for name, micro in took.most_common(LINES):
+        say(f"{micro / 1000:9.3f} ms {count[name]:5} x {name[:130]}")
 
 
-@part(20)
-def eager(here: Here) -> None:
-    """What a step of ours launches as it is."""
-    run = here.run(here.pick(512, 32), here.pick(32, 4))
-    for _ in range(3):
-        next(run)
-    took = here.clock(lambda: next(run))
-    say(f"  a step {took:.2f} ms by the clock")
-    kernels(here, lambda: next(run), 15)
+PARTS: dict[str, tuple[int, dict[str, Callable[[Here], None]]]] = {
+    "memory": (48, {
+        "replays": replays, "height 1024": lambda here: height(here, 1024, 12),
+        "height 2048": lambda here: height(here, 2048, 24), "resumed": resumed, "gradients": gradients}),
+    "steps": (45, {
+        "step-512-32": lambda here: here.row("step-512-32"), "ways 512/32": lambda here: ways(here, 512, 32),
+        "step-512": lambda here: here.row("step-512"), "step-256": lambda here: here.row("step-256"),
+        "ways 256/64": lambda here: ways(here, 256, 64)}),
+    "profile": (20, {"pieces": pieces}),
+    "beside": (35, {name: lambda here, name=name: here.row(name)
+                    for name in ("overhead", "decoding-512", "batch-256", "embedded", "batch-512")}),
+}  # fmt: skip
+"""Of each part: seconds at most, and its items; none of them stops another."""
 
 
-@part(25)
-def heights(here: Here) -> None:
-    """Memory at its height where little is free, as a run chooses by itself."""
-    if not here.cuda:
-        return
-    here.run(64, 2)  # the models are there
-    for size, limit, sparing in ((512, 0, False), (1024, 0, False), (1024, 12, False), (2048, 24, False),
-                                 (1024, 0, True), (2048, 0, True)):  # fmt: skip
+def do(here: Here, part: str, budget: float) -> None:
+    """The items of a part, in this process."""
+    def stop(*_):
+        raise TimeoutError("no time left")
+
+    signal.signal(signal.SIGALRM, stop)
+    for name, item in PARTS[part][1].items():
+        left, start = budget - (time.perf_counter() - T0), time.perf_counter()
+        if left < 1:
+            print(f"{name}: no time left", flush=True)
+            continue
+        signal.setitimer(signal.ITIMER_REAL, left)
+        print(f"{name} ...", flush=True)
         try:
-            torch.cuda.empty_cache()
-            free, total = torch.cuda.mem_get_info()
-            ballast = torch.empty(max(0, free - (limit * 2**30 - (total - free))) if limit else 0, dtype=torch.uint8,
-                                  device=here.device)  # fmt: skip
-            outside = total - free - torch.cuda.memory_reserved()
-            torch.cuda.reset_peak_memory_stats()
-            with warnings.catch_warnings(record=True) as warned:
-                warnings.simplefilter("always")
-                run = here.run(size, 32, chunk=8 if sparing else 0)
-                run.latent.vqgan.sparing |= sparing
-                need = memory.needed(run)
-                took = here.clock(lambda run=run: next(run), 2, 1)
-            peak, reserved = (ask() - ballast.nbytes for ask in (torch.cuda.max_memory_allocated,
-                                                                 torch.cuda.max_memory_reserved))  # fmt: skip
-            say(f"  {size}, {limit or 'all'} GiB to have{', sparing by hand' * sparing}: allocated {peak / 2**30:.2f}, "
-                f"reserved {reserved / 2**30:.2f}, besides {outside / 2**30:.2f} GiB; counted "
-                f"{(need.step + need.weights) / 2**30:.2f} (painter {need.painter / 2**30:.2f} judges "
-                f"{need.judges / 2**30:.2f}); sparing {run.latent.vqgan.sparing}, at once "
-                f"{run.judges()[0][1].at_once}; {took:.1f} ms a step", [str(one.message)[:120] for one in warned])  # fmt: skip
-        except Exception as error:
-            say(f"  {size} with {limit}: {type(error).__name__}: {str(error)[:300]}")
+            item(here)
+        except Exception:
+            say("  ".join(traceback.format_exc().splitlines(True)[-7:]))
         finally:
-            run = ballast = None
-            here.ours[0].sparing = False
-
-
-@part(15)
-def batches(here: Here) -> None:
-    """Eight seeds at once against one after the other."""
-    for size, cutouts in ((256, 32), (512, 32)):
-        size, cutouts = here.pick(size, 32), here.pick(cutouts, 4)
-        settings = here.run(size, cutouts).settings
-        one, all_ = (vqclip.generate_batch(None, *here.ours, settings=settings, seeds=range(8)) for _ in range(2))
-        theirs = here.clock(lambda one=one: [next(run) for run in one.runs], 3, 1)
-        ours = here.clock(lambda all_=all_: next(all_), 3, 1)
-        say(f"  {size}/{cutouts}: one by one {theirs:.1f} ms, at once ({all_.at_once}) {ours:.1f} ms, "
-            f"{theirs / ours:.2f} times")  # fmt: skip
-
-
-@part(20)
-def beside(here: Here) -> None:
-    """What a run adds to its arithmetic, and what decoding takes."""
-    bench = QuickBench(here.device, 7, here.small)
-    found = overhead(bench)
-    say(f"  overhead {found.value:.1f} % ({found.low:.1f} to {found.high:.1f}); recorded "
-        f"{1000 * median(found.raw['theirs']):.2f} ms, bare {1000 * median(found.raw['ours']):.2f}")  # fmt: skip
-    found = decoding(bench, here.pick(512, 48))
-    say(f"  decoding {found.value:.3f} of a step")
-    run = here.run(here.pick(512, 32), here.pick(32, 4))
-    frame = next(run)
-    say(f"  draw {here.clock(lambda: run.judges()[0][1].cutouts.draw(512, 512)):.3f} ms, its picture for people "
-        f"{here.clock(lambda: frame.pil):.3f} ms, state {here.clock(lambda: run.state()):.3f} ms, optimiser "
-        f"{here.clock(lambda: run.optimizer.step()):.3f} ms")  # fmt: skip
-    draw = run.judges()[0][1].cutouts.draw(512, 512).to(here.device)
-    image = torch.rand(1, 3, 512, 512, device=here.device)
-    say(f"  crops there {here.clock(lambda: run.judges()[0][1].cutouts(image, draw)):.3f} ms")
-
-
-@part(40)
-def compiles(here: Here) -> None:
-    """torch.compile of a judge's tower, if that ends in time."""
-    if not here.cuda:
-        return
-    run = here.run(here.pick(512, 32), here.pick(32, 4))
-    visual = run.judges()[0][1].perceptor.network.visual
-    forward = visual.forward
-    try:
-        start = time.perf_counter()
-        visual.forward = torch.compile(forward, dynamic=False)
-        replay, eager_ = captured(here, body(here, run), run)
-        say(f"  judge compiled: {time.perf_counter() - start:.1f} s; eager {eager_:.2f}, replayed "
-            f"{here.clock(replay):.2f} ms")  # fmt: skip
-    finally:
-        visual.forward = forward
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        say(f"({time.perf_counter() - start:.1f} s)")
 
 
 def main() -> None:
     ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ask.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}")
-    ask.add_argument("--small", action="store_true")
+    ask.add_argument("parts", nargs="*", metavar="part", help=f"of {', '.join(PARTS)}; none means all")
+    ask.add_argument("--budget", type=float, default=115, help="seconds for all of it (115)")
+    ask.add_argument("--out", type=Path, default=Path("card"), help="the folder that figures are kept in")
     ask.add_argument("--device", default="cuda")
-    ask.add_argument("--budget", type=float, default=75, help="seconds for all of it")
+    ask.add_argument("--small", action="store_true", help="small networks; figures mean nothing")
+    ask.add_argument("--here", action="store_true", help="one part, in this very process")
     asked = ask.parse_args()
-    here = Here(torch.empty(0, device=asked.device).device, asked.small)
-    name = torch.cuda.get_device_name() if here.cuda else "cpu"
-    say(f"{name}, torch {torch.__version__}, {os.cpu_count()} cores, {torch.get_num_threads()} threads; imports took "
-        f"{time.perf_counter() - T0:.1f} s; vqclip is {vqclip.__file__}")  # fmt: skip
-
-    def stop(*_):
-        raise TimeoutError("this part took too long")
-
-    signal.signal(signal.SIGALRM, stop)
-    for title in asked.parts or PARTS:
-        seconds, function = PARTS[title]
-        left = asked.budget - (time.perf_counter() - T0)
-        start = time.perf_counter()
-        if left < 2:
-            say(f"{title}: no time left")
-            continue
-        signal.setitimer(signal.ITIMER_REAL, min(seconds, left))
-        say(f"{title}: {function.__doc__}")
-        try:
-            function(here)
-        except BaseException as error:
-            if isinstance(error, KeyboardInterrupt):
-                raise
-            say("  " + "  ".join(traceback.format_exc().splitlines(True)[-9:]))
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            if here.cuda:
-                torch.cuda.empty_cache()
-        say(f"  ({time.perf_counter() - start:.1f} s)")
-    sys.stdout.flush()
+    asked.out = asked.out.resolve()
+    if asked.here:
+        device = torch.empty(0, device=asked.device).device
+        card = torch.cuda.get_device_name() if device.type == "cuda" else "processor"
+        print(f"== {asked.parts[0]}: {card}, torch {torch.__version__}, {torch.get_num_threads()} threads, imports "
+              f"{time.perf_counter() - T0:.1f} s, {Path(vqclip.__file__).parent}", flush=True)  # fmt: skip
+        return do(Here(device, asked.small, asked.out), asked.parts[0], asked.budget)
+    asked.out.mkdir(parents=True, exist_ok=True)
+    with open(asked.out / "card.txt", "w") as log:
+        for part in asked.parts or PARTS:
+            left = min(asked.budget - (time.perf_counter() - T0), PARTS[part][0])
+            if left < 8:
+                break
+            command = [sys.executable, "-u", "-m", "benchmarks.card", part, "--here", "--budget", str(left - 2),
+                       "--out", str(asked.out), "--device", asked.device, *["--small"] * asked.small]  # fmt: skip
+            child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            late = threading.Timer(left + 1, child.kill)  # one that waits for a card may not end by itself
+            late.daemon = True
+            late.start()
+            for text in child.stdout:
+                print(text, end="", flush=True)
+                log.write(text)
+            child.wait()
+            late.cancel()
+            print(f"== {part} ended with {child.returncode}, {time.perf_counter() - T0:.0f} s by now", flush=True)
 
 
 if __name__ == "__main__":
