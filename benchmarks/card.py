@@ -283,7 +283,7 @@ def kernels(here: Here, function: Callable) -> None:
 
 
 PARTS: dict[str, tuple[int, dict[str, Callable[[Here], None]]]] = {
-    "memory": (48, {
+    "memory": (52, {
         "replays": replays, "height 1024": lambda here: height(here, 1024, 12),
         "height 2048": lambda here: height(here, 2048, 24), "resumed": resumed, "gradients": gradients}),
     "steps": (45, {
