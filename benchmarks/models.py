@@ -1,7 +1,8 @@
 """What is measured: painters and judges of the published sizes with random weights, small ones, and the shipped pair.
 
-Each is built twice from the same numbers: `plain`, the networks as their authors wrote them in float32 (on a graphics
-card CLIP in float16, as `clip.load` has it), which the reference loop drives; and ours, as vqclip loads them.
+Each is built twice from the same numbers: `plain`, the networks layer by layer as their authors wrote them, which the
+reference loop drives; and ours, as vqclip loads them. The plain ones are in float32, on a graphics card CLIP in float16
+as `clip.load` has it and convolutions in TF32 as torch has it where nobody says otherwise.
 """
 
 from __future__ import annotations
@@ -66,6 +67,15 @@ class Models:
             torch.manual_seed(0)
             return openai_clip("model").CLIP(**(VIT_B_32 if self.kind == "full" else SMALL))
 
+    def _authors(self, judge: CLIP) -> nn.Module:
+        """OpenAI's network of a judge's weights, with their layers where ours has its own."""
+        with torch.device(self.device):
+            network = openai_clip("model").build_model(judge.network.state_dict()).float()
+        network.load_state_dict(judge.network.state_dict())  # what was built went through float16
+        if self.device.type == "cuda":
+            openai_clip("model").convert_weights(network)  # float16, in place
+        return network.requires_grad_(False)
+
     def run(self, size: int, cutouts: int, precision: str = "float32", prompts: Mapping[str, float] = PROMPTS,
             **changes) -> vqclip.Run:  # fmt: skip
         """Our loop on this pair, without augmentation, as the reference has it."""
@@ -79,9 +89,7 @@ class Models:
         """The plain loop on this pair: each call makes one iteration."""
         painter, judge = self.painter(), self.judge()
         targets = [reference.Target(judge.encode_text([text]), weight) for text, weight in prompts.items()]
-        network, generator = judge.network, torch.Generator().manual_seed(seed)
-        if self.device.type == "cuda":
-            openai_clip("model").convert_weights(network)  # float16, in place
+        network, generator = self._authors(judge), torch.Generator().manual_seed(seed)
         (w, h), side = painter.grid(size, size), judge.size
         z = reference.random_start(painter.codebook.cpu(), h, w, generator).to(self.device)
         adam = reference.Adam(0.1)

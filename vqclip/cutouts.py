@@ -78,7 +78,7 @@ def _cubic(x: Tensor) -> Tensor:
 
 
 def crop(image: Tensor, boxes: Tensor, size: int) -> Tensor:
-    """Squares of an image (1, 3, H, W), each resampled: boxes (N, 3) of (side, left, top) on its device -> (N, 3, S, S)."""
+    """Squares of an image (1, 3, H, W), each resampled: boxes (N, 3) of (side, left, top) there -> (N, 3, S, S)."""
     _, channels, height, width = image.shape
     side, left, top = boxes.unbind(1)
     largest = min(height, width)
@@ -164,7 +164,9 @@ class Draw:
 def _bring(value: Tensor | None, device: torch.device) -> Tensor | None:
     if value is None or value.device == device:
         return value
-    return value.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else value.to(device)
+    if device.type != "cuda":
+        return value.to(device)
+    return value.contiguous().pin_memory().to(device, non_blocking=True)  # not a view, as one hole for all is
 
 
 class Cutouts:

@@ -143,14 +143,20 @@ class PromptLoss:
         return (halted * weight.abs() * self.share).sum()
 
 
-def judged(losses: Sequence[Callable[[Tensor], Tensor]], images: Sequence[Tensor]) -> list[Tensor]:
+def judged(losses: Sequence[Callable[..., Tensor]], images: Sequence[Tensor],
+           draws: Sequence[Draw | None] | None = None) -> list[Tensor]:  # fmt: skip
     """The same loss of several runs, each of its own image (1, 3, H, W) -> a scalar each.
 
     A perceptor sees the cutouts of all of them as one batch, unless they are to go through it in chunks.
+
+    Args:
+        draws: the cutouts of each, for losses that take some; None has them drawn.
     """
+    given = [(image,) if draw is None else (image, draw)
+             for image, draw in zip(images, draws or [None] * len(images), strict=True)]  # fmt: skip
     together = all(isinstance(loss, PromptLoss) and loss.at_once == loss.cutouts.n for loss in losses)
     if len(losses) == 1 or not together:
-        return [loss(image) for loss, image in zip(losses, images, strict=True)]
-    cutouts = [loss.cutouts(image) for loss, image in zip(losses, images, strict=True)]  # of each (N, 3, S, S)
+        return [loss(*these) for loss, these in zip(losses, given, strict=True)]
+    cutouts = [loss.cutouts(*these) for loss, these in zip(losses, given, strict=True)]  # of each (N, 3, S, S)
     embedded = losses[0].perceptor.encode_image(torch.cat(cutouts))  # (sum of N, D)
     return [loss.of(seen) for loss, seen in zip(losses, embedded.split([*map(len, cutouts)]), strict=True)]

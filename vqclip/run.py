@@ -27,13 +27,14 @@ from torch import Tensor
 from . import prompts as prompt_language
 from .cutouts import AUGMENTS, Augment, Cutouts
 from .images import load_image, to_pil
-from .latent import STARTS, VQLatent, paint
-from .losses import LOSSES, PromptLoss, judged
+from .latent import STARTS, VQLatent
+from .losses import LOSSES, PromptLoss
 from .memory import fits, is_exhaustion
 from .optim import OPTIMIZERS
 from .perceptor import Perceptor, Tokens, load_clip
 from .precision import able, dtypes
 from .prompts import Prompt
+from .replay import Made, Replay, forward
 from .settings import Settings, SettingsError
 from .vqgan import VQGAN, load_vqgan
 
@@ -103,6 +104,7 @@ class Run:
         settings: what it was built from.
         steering: what `change` noted, as {step: {setting: value}}: each acts from that step on. It is the log of what
             was changed and, given to a new run, the script that does it again.
+        replay: makes steps on a graphics card by replaying one, see `replay.py`; None makes each one anew.
     """
 
     def __init__(self, latent: VQLatent, losses: dict[str, tuple[float, Callable[[Tensor], Tensor]]],
@@ -111,6 +113,7 @@ class Run:
         self.latent, self.losses, self.optimizer = latent, losses, optimizer
         self.steps, self.settings, self.step = steps, settings, 0
         self.steering = {step: check_steerable(settings, entry) for step, entry in (steering or {}).items()}
+        self.replay = Replay() if latent.z.is_cuda else None
         self._in_force: dict[str, Any] | None = {name: getattr(settings, name) for name in STEERABLE}
         self._before: dict[str, Any] | None = None  # the state before the last step
         self._unfinished: dict[str, Any] | None = None  # where to go back to, while not at rest
@@ -206,35 +209,36 @@ class Run:
     def _finish(self, image: Tensor, losses: dict[str, Tensor]) -> Frame:
         """Take the step to which the gradient leads that `z` has by now."""
         losses = {name: loss.detach() for name, loss in losses.items()}
-        self._check(losses)
+        judges = [loss for _, loss in self.judges()]
+        asked = [torch.stack([*losses.values(), self.latent.z.grad.sum()])]
+        if judges:
+            asked.append(torch.stack([loss.similarity for loss in judges]).mean(0))
         measured = None if self.latent.ema else image.detach()[0]  # (3, H, W)
-        frame = Frame(self.step, self.latent.codes(self.step), losses, self._similarity(), self.settings.size,
-                      self.latent.decode, measured)  # fmt: skip
+        codes = self.latent.codes(self.step)
         self.optimizer.step()
         self.latent.churn_(self.step)
         self.latent.project_()
+        # At once, as each question to a graphics card waits for it, and not before all else was told to it.
+        told = torch.cat(asked).tolist()
+        self._check(dict(zip((*losses, "gradient"), told, strict=False)))
+        labels = judges[0].labels if judges else ()
+        similarity = dict(zip(labels, told[len(losses) + 1 :], strict=True))
+        frame = Frame(self.step, codes, losses, similarity, self.settings.size, self.latent.decode, measured)
         self.step += 1
+        if self.step > self.steps and self.replay is not None:
+            self.replay.forget()  # others may have its memory
         self._unfinished = None
         return frame
 
-    def _check(self, losses: dict[str, Tensor]) -> None:
-        values = {**losses, "gradient": self.latent.z.grad.sum()}
-        told = torch.stack(list(values.values())).tolist()  # at once: each question to a graphics card waits for it
-        for name, value in zip(values, told, strict=True):
+    def _check(self, values: dict[str, float]) -> None:
+        """Refuse a step by which something is not finite; whoever made it goes back to before it."""
+        for name, value in values.items():
             if not math.isfinite(value):
                 raise NotFinite(
                     f"at step {self.step} the {name} became {value} (seed {self.settings.seed}), so this step was not "
                     "taken; what was made until here is kept. A smaller lr (now "
                     f"{self.optimizer.param_groups[0]['lr']:g}) or precision=float32 usually helps"
                 )
-
-    def _similarity(self) -> dict[str, float]:
-        """Mean cosine to each prompt over the perceptors; empty where nothing judges by prompts."""
-        judges = [loss for _, loss in self.judges()]
-        if not judges:
-            return {}
-        values = torch.stack([loss.similarity for loss in judges]).mean(0).tolist()
-        return dict(zip(judges[0].labels, values, strict=True))
 
     def judges(self) -> list[tuple[str, PromptLoss]]:
         """The losses that hear prompts, by name."""
@@ -262,7 +266,11 @@ class Run:
         self._unfinished = state  # an interrupt comes when it likes: then it is done again before the next step
         self._steer(dict(state["in_force"]))
         self.latent.restore(state["latent"])
-        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))  # torch would keep the state's own tensors
+        optimizer = copy.deepcopy(state["optimizer"])  # torch would keep the state's own tensors
+        for mine, its in zip(self.optimizer.param_groups, optimizer["param_groups"], strict=True):
+            if "fused" in mine:
+                its["fused"] = mine["fused"]  # this device's matter, wherever the state was taken
+        self.optimizer.load_state_dict(optimizer)
         for name in state["weights"].keys() & self.losses.keys():
             self.losses[name] = state["weights"][name], self.losses[name][1]
         for name, judge in self.judges():
@@ -285,19 +293,21 @@ def advance(runs: Sequence[Run]) -> list[Frame]:
     """
     for run in runs:
         run._begin()
+    made = runs[0].replay(runs) if runs[0].replay is not None else None
+    images, losses = made or _anew(runs)
+    return [run._finish(image, mine) for run, image, mine in zip(runs, images, losses, strict=True)]
+
+
+def _anew(runs: Sequence[Run]) -> Made:
+    """Images and losses of one step, with the gradient in each z."""
     with torch.enable_grad():
-        images = paint([run.latent for run in runs])  # of each run (1, 3, H, W)
-        losses: list[dict[str, Tensor]] = [{} for _ in runs]
-        for name in runs[0].losses:
-            weights, functions = zip(*(run.losses[name] for run in runs), strict=True)
-            for mine, weight, value in zip(losses, weights, judged(functions, images), strict=True):
-                mine[name] = weight * value
+        images, losses = forward(runs)
         for run, mine in zip(runs, losses, strict=True):
             pull = run.latent.pull(run.step)
             if pull is not None:
                 mine["init"] = pull
         sum(loss for mine in losses for loss in mine.values()).backward()
-    return [run._finish(image, mine) for run, image, mine in zip(runs, images, losses, strict=True)]
+    return images, losses
 
 
 def _set_prompts(run: Run, prompts: str) -> None:
@@ -368,6 +378,7 @@ def generate(prompts: str | Sequence | None = None, vqgan: VQGAN | str | Path | 
     for model in (painter, *judges):
         if isinstance(model, torch.nn.Module):
             model.to(device)  # one loaded beforehand may still be on the CPU
+    painter.paint_in(painter.precision)  # as this device likes it
     settings = settings.replace(vqgan=painter.name, clip=" + ".join(judge.name for judge in judges))
     latent = _latent(painter, settings, device)
     losses = {judge.name: (1 / len(judges), _prompt_loss(judge, settings, pictures or {}, device)) for judge in judges}
@@ -375,7 +386,9 @@ def generate(prompts: str | Sequence | None = None, vqgan: VQGAN | str | Path | 
         if like.text not in LOSSES:
             raise SettingsError(f"losses={settings.losses!r}: there is no {like.text!r}; choose {', '.join(LOSSES)}")
         losses[like.text] = like.weight, LOSSES[like.text]
-    optimizer = OPTIMIZERS[settings.optimizer](latent.parameters(), lr=settings.lr)
+    # As one kernel on a graphics card; on a processor that would round differently.
+    fused = {"fused": True} if device.type == "cuda" and settings.optimizer == "adam" else {}
+    optimizer = OPTIMIZERS[settings.optimizer](latent.parameters(), lr=settings.lr, **fused)
     run = Run(latent, losses, optimizer, settings.steps, settings, steering)
     painter.sparing = False  # a run before may have been larger
     while not fits(run) and run.economise():
