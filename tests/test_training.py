@@ -18,6 +18,8 @@ from training.data import floats, rendered
 from training.export import guide
 from training.gradient import uphill
 from training.kin import FAMILIES, PLAIN, SIZE, THINGS, family, kin, relatives
+from training.mosaic import even, uneven
+from training.repaint import ODDS, bend, spoil, without_things
 from training.scenes import (
     COLOURS,
     GROUNDS,
@@ -33,7 +35,7 @@ from training.scenes import (
     things,
     with_other_things,
 )
-from training.train_clip import ODDS, Sums, ahead, bend, cut, even, spoil, uncut, uneven, without_things
+from training.train_clip import Sums, ahead, cut, uncut
 from training.walkers import Walkers, turns
 from vqclip.perceptor import openai_clip, tokenizer
 

@@ -30,8 +30,10 @@ from .codes import sample_patches
 from .data import painters, rendered
 from .export import export_clip, export_vqgan, guide
 from .kin import FAMILIES, SIZE, kin
+from .mosaic import Mosaic, uneven
+from .repaint import repaint, show
 from .scenes import render, scattered, scene
-from .train_clip import JudgesTraining, Mosaic, repaint, show, uneven
+from .train_clip import JudgesTraining
 from .train_vqgan import Crops, PaintersTraining
 from .walkers import Walkers
 
