@@ -1,4 +1,4 @@
-"""The card's kernels of normalisation and swish, in Triton's interpreter where that is installed, against float64."""
+"""What the painter has on a card alone: kernels, in Triton's interpreter where that is installed, and channels last."""
 
 import os
 import subprocess
@@ -8,8 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
+from taming.modules.diffusionmodules.model import ResnetBlock, Upsample
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vqclip import decoder
+from vqclip.memory import kept
 
 CHECK = """
 import torch, torch.nn.functional as F
@@ -40,3 +45,49 @@ def test_kernels_are_exact_for_odd_sizes_and_several_pictures():
 def test_without_a_card_nothing_has_channels_last():
     assert not decoder.takes_last(torch.device("cpu"), torch.bfloat16)
     assert not decoder.takes_last(torch.device("cuda"), torch.float32)  # as on a T4; asks no card
+
+
+class ChannelsFirst(TorchDispatchMode):
+    """Notes what convolutions are given there and back with channels first: a card's would turn it around."""
+
+    def __init__(self):
+        super().__init__()
+        self.convolutions, self.noted = 0, []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if "convolution" in str(function):
+            self.convolutions += 1
+            self.noted += [(str(function), each.shape) for each in args
+                           if isinstance(each, torch.Tensor) and each.dim() == 4 and each.stride(1) != 1]  # fmt: skip
+        return function(*args, **(kwargs or {}))
+
+
+def test_channels_that_are_last_stay_last_there_and_back(monkeypatch):
+    torch.manual_seed(0)
+    monkeypatch.setattr(decoder, "norm_swish", lambda x, norm: F.silu(norm(x)))  # which keeps them so on a processor
+    block = ResnetBlock(in_channels=32, out_channels=64, temb_channels=0, dropout=0.0)
+    level = Upsample(64, with_conv=True)
+    last = dict(memory_format=torch.channels_last)
+    for part in (block, level):
+        part.requires_grad_(False).to(**last)
+    x = torch.randn(2, 32, 6, 5).to(**last).requires_grad_()
+    with ChannelsFirst() as layouts:
+        y = decoder.upsample(level, decoder.resnet_block(block, x))
+        (grad,) = torch.autograd.grad(y, x, torch.randn_like(y))
+    assert (layouts.convolutions, layouts.noted) == (8, [])  # conv1, conv2, nin_shortcut, conv; each there and back
+    assert all(each.is_contiguous(**last) for each in (y, grad))
+
+
+@pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("shape", [(8, 8, 3), (16, 3, 3), (8, 16, 1)], ids=str)
+def test_a_convolutions_way_back_is_torchs_own_and_needs_nothing_kept(shape, form):
+    torch.manual_seed(0)
+    C, out, side = shape
+    conv = nn.Conv2d(C, out, side, padding=side // 2).requires_grad_(False).to(memory_format=form)
+    x = torch.randn(2, C, 9, 7).to(memory_format=form).requires_grad_()
+    theirs, ours = conv(x), decoder.convolve(x, conv)
+    grad = torch.randn_like(theirs)
+    expected, got = (torch.autograd.grad(y, x, grad)[0] for y in (theirs, ours))
+    assert torch.equal(theirs, ours) and (got - expected).norm() <= 1e-6 * expected.norm()
+    assert got.is_contiguous(memory_format=form)
+    assert kept(lambda: decoder.convolve(x, conv)) == 0

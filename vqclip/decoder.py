@@ -93,16 +93,20 @@ def takes_last(device: torch.device, precision: torch.dtype) -> bool:
 class _Convolve(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, conv):
-        ctx.conv, ctx.shape = conv, x.shape
+        ctx.conv = conv
         return conv(x)
 
     @staticmethod
     def backward(ctx, grad):
-        return torch.nn.grad.conv2d_input(ctx.shape, ctx.conv.weight, grad, ctx.conv.stride, ctx.conv.padding), None
+        # What torch.nn.grad.conv2d_input gives, whose stand-in for x makes cuDNN turn grad to channels first and back.
+        return F.conv_transpose2d(grad, ctx.conv.weight, stride=ctx.conv.stride, padding=ctx.conv.padding), None
 
 
 def convolve(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """`conv(x)` of (B, C, H, W), of which nothing is kept for the way back; weights and bias get no gradient."""
+    """`conv(x)` of (B, C, H, W), of which nothing is kept for the way back; weights and bias get no gradient.
+
+    Its stride is 1, as everywhere in a decoder.
+    """
     return _Convolve.apply(x, conv)
 
 
