@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from . import checkpoints
 from .ops import with_large_grad
-from .tower import Attention, QuickGELU
+from .tower import Attention, QuickGELU, as_named, back_as_named
 
 MEAN = 0.48145466, 0.4578275, 0.40821073  # of the pictures OpenAI trained on, red green blue
 STD = 0.26862954, 0.26130258, 0.27577711
@@ -237,8 +237,12 @@ def _blank(weights: dict[str, Tensor], path: Path) -> nn.Module:
         shapes = {key: value.to("meta") for key, value in _full(weights).items()}
         with torch.device("meta"):
             network = openai_clip("model").build_model(shapes).float()  # strict in names and shapes
-            for block in getattr(getattr(network.visual, "transformer", None), "resblocks", ()):  # a ResNet has none
-                block.attn, block.mlp.gelu = Attention(block.attn.embed_dim, block.attn.num_heads), QuickGELU()
+            transformer = getattr(network.visual, "transformer", None)  # a ResNet has none
+            if transformer is not None:
+                transformer.register_forward_pre_hook(as_named)
+                transformer.register_forward_hook(back_as_named)
+                for block in transformer.resblocks:
+                    block.attn, block.mlp.gelu = Attention(block.attn.embed_dim, block.attn.num_heads), QuickGELU()
             return network
     except (LookupError, RuntimeError, ValueError, ArithmeticError, AssertionError) as error:
         raise checkpoints.CheckpointError(

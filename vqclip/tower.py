@@ -7,6 +7,9 @@ best and stay.
 
 QuickGELU is one function that keeps what goes in, where its formula keeps that and a sigmoid; 16 pictures of 50 tokens,
 four times 768 wide, there and back: 21 to 5 ms in float32, 5.5 to 4.7 in bfloat16.
+
+Tokens lie in memory as their shape says. OpenAI's tower permutes a view, after which each sum had one side in either
+order, and each norm a copy: of ViT-B/32, 48 and 72 in a step.
 """
 
 from __future__ import annotations
@@ -39,6 +42,17 @@ class QuickGELU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Any shape -> the same."""
         return _QuickGELU.apply(x)
+
+
+def as_named(_: nn.Module, given: tuple[Tensor]) -> tuple[Tensor]:
+    """For `register_forward_pre_hook`: tokens (L, N, width) that lie as (N, L, width) -> the same as (L, N, width)."""
+    return (given[0].contiguous(),)
+
+
+def back_as_named(_: nn.Module, __: tuple[Tensor], tokens: Tensor) -> None:
+    """For `register_forward_hook`: the same for the gradient of what comes out, on the way back."""
+    if tokens.requires_grad:
+        tokens.register_hook(Tensor.contiguous)
 
 
 class Attention(nn.MultiheadAttention):
