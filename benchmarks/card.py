@@ -176,15 +176,15 @@ def gradients(here: Here) -> None:
         decoder.takes_last = taken
     torch.backends.cudnn.allow_tf32 = True
     compare("float32, convolutions in TF32", exact, False)
-    compare(f"{here.pair[0].precision}, last {here.pair[0].last}", here.pair)
-    if here.pair[0].last:
+    compare(f"{here.pair[0].precision}, channels last {here.pair[0].channels_last}", here.pair)
+    if here.pair[0].channels_last:
         compare("bfloat16 as torch has it", here.pair, False)
         lay(here.pair[0], True)
 
 
 def lay(painter: vqclip.VQGAN, last: bool) -> None:
     """Channels last and fused norms, or neither."""
-    painter.last = last
+    painter.channels_last = last
     painter.decoder.to(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
@@ -245,7 +245,7 @@ def ways(here: Here, size: int, cutouts: int) -> None:
     size, cutouts = (48, 4) if here.small else (size, cutouts)
     for name, last, replayed in (("as torch has it", False, False), ("the same, replayed", False, True),
                                  ("fused", True, False), ("fused, replayed", True, True)):  # fmt: skip
-        if last and not here.pair[0].last and not decoder.takes_last(here.device, here.pair[0].precision):
+        if last and not here.pair[0].channels_last and not decoder.takes_last(here.device, here.pair[0].precision):
             continue
         run = here.run(size, cutouts)
         lay(run.latent.vqgan, last)

@@ -111,16 +111,24 @@ def test_what_is_changed_at_rest_acts_at_the_next_step(change):
     assert graphs.recorded == (1 if change in ("lr", "restore") else 2)
 
 
-@pytest.mark.parametrize("how", ["custom", "chunk", "sparing"])
-def test_what_a_graph_may_not_do_is_done_the_ordinary_way(how):
+@pytest.mark.parametrize("how", ["custom", "listed", "chunk", "sparing"])
+def test_what_a_graph_may_not_do_is_done_the_ordinary_way(how, monkeypatch):
     run = vqclip.generate("a red circle", **{**SETTINGS, "chunk": 2 if how == "chunk" else 0})
     run.replay = Replay(graphs := Graphs())
     called = []
-    if how == "custom":
+    if how in ("custom", "listed"):
         run.losses["mine"] = 1.0, lambda image: called.append(image.mean().item()) or image.mean()
+    if how == "listed":  # in the table of names, and yet somebody's own
+        monkeypatch.setitem(LOSSES, "mine", run.losses["mine"][1])
     run.latent.vqgan.sparing = how == "sparing"
     assert len(list(run)) == 7 and graphs.recorded == 0 and run.replay.off == ""
-    assert len(called) == (7 if how == "custom" else 0)
+    assert len(called) == (7 if how in ("custom", "listed") else 0)
+
+
+def test_every_loss_of_the_table_is_recorded():
+    run = vqclip.generate("a red circle", **SETTINGS, losses=" | ".join(f"{name}:0.1" for name in LOSSES))
+    run.replay = Replay(graphs := Graphs())
+    assert len(list(run)) == 7 and graphs.recorded == 1
 
 
 def test_a_recording_that_fails_is_told_once_and_costs_nothing():
@@ -131,21 +139,34 @@ def test_a_recording_that_fails_is_told_once_and_costs_nothing():
     theirs, _, _ = paint(False, augment="nerdyrodent")
     run = vqclip.generate("a red circle | blue:-0.3:0.1", **SETTINGS, augment="nerdyrodent")
     run.replay = Replay(fails)
-    with pytest.warns(UserWarning, match="not permitted") as told:
+    with pytest.warns(UserWarning, match="steps take longer.*not permitted") as told:
         ours = list(run)
     assert_alike(ours, theirs)
     assert len(told) == 1 and "not permitted" in run.replay.off
 
 
-def test_a_batch_is_replayed_as_one():
-    made = []
+@pytest.mark.parametrize("at_once", [3, 2])
+def test_what_is_painted_at_once_is_replayed_as_one(at_once):
+    made, graphs = [], Graphs()
     for replayed in (False, True):
-        batch = vqclip.generate_batch("a red circle", seeds=range(3), at_once=3, **{**SETTINGS, "seed": 0})
-        batch.runs[0].replay = Replay(graphs := Graphs()) if replayed else None
+        batch = vqclip.generate_batch("a red circle", seeds=range(3), at_once=at_once, **{**SETTINGS, "seed": 0})
+        for run in batch.runs:
+            run.replay = Replay(graphs) if replayed else None
         made.append(list(batch))
     for theirs, ours in zip(*made, strict=True):
         assert_alike(ours, theirs)
-    assert graphs.recorded == 1 and batch.runs[0].replay.replayed == 6
+    assert [run.replay.replayed for run in batch.runs] == ([6, 0, 0] if at_once == 3 else [6, 0, 6])
+    assert graphs.recorded == (1 if at_once == 3 else 2)
+
+
+def test_a_painter_that_lies_otherwise_is_recorded_anew():
+    def between(run, frame):
+        if frame.step == 2:
+            run.latent.vqgan.channels_last = True  # which on a processor changes nothing else
+
+    (theirs, _, _), (ours, _, graphs) = paint(False, between), paint(True, between)
+    assert_alike(ours, theirs)
+    assert graphs.recorded == 2
 
 
 def test_nothing_is_held_once_a_run_is_over_or_where_there_is_no_card():

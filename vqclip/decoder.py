@@ -85,8 +85,8 @@ def takes_last(device: torch.device, precision: torch.dtype) -> bool:
             ones = torch.ones(32, device=device, dtype=precision)
             return bool(fused.norm_swish(some, ones, ones, 32, 1e-6)[0].isfinite().all())
     except Exception as error:  # no compiler on this machine, another Triton: torch's own kernels do too
-        warnings.warn(f"the decoder's own kernels do not run here, torch's do: {type(error).__name__}: "
-                      f"{' '.join(str(error).split())[:200]}", stacklevel=2)  # fmt: skip
+        warnings.warn(f"this card does not run the painter's own kernels, so steps take longer; pictures are as good: "
+                      f"{type(error).__name__}: {' '.join(str(error).split())[:200]}", stacklevel=2)  # fmt: skip
         return False
 
 

@@ -4,6 +4,18 @@ A card's convolutions want channels last; torch's normalisation wants them first
 turn the picture around, four times a layer. These kernels take it as it lies, read it twice to write it once, and on
 the way back read it and its gradient twice; torch's own go over it sixteen times. Each sum is taken in two steps and in
 a fixed order, so that the same input gives the same output bit for bit.
+
+Of a picture's group of channels, mean and variance over its pixels (GroupNorm, Wu and He 2018, arXiv 1803.08494):
+
+    n = (x - mean) / sqrt(variance + eps)      v = n * weight + bias      y = v * sigmoid(v)
+
+and back, `up` being the gradient to n:
+
+    up = grad * sigmoid(v) * (1 + v * (1 - sigmoid(v))) * weight
+    dx = (up - mean(up) - n * mean(up * n)) / sqrt(variance + eps)
+
+In the kernels a row is a pixel with its C channels, `rows` how many a picture has, ROWS how many are taken at a time, G
+the groups; the second number of a program says which picture it is at. `sums` are (B, 2, G) in float32.
 """
 
 from __future__ import annotations
@@ -33,11 +45,11 @@ def _spread(group, C: tl.constexpr, G: tl.constexpr):
 
 @triton.jit
 def _statistics(sums, rows, eps, C: tl.constexpr, G: tl.constexpr):
-    """Of the picture's groups, for each channel: the mean and one over the deviation, (1, C) each."""
+    """Of the picture's groups, for each channel: the mean and one over the standard deviation, (1, C) each."""
     g, count = tl.program_id(1) * 2 * G + tl.arange(0, G), rows * (C // G)
     mean = tl.load(sums + g) / count
-    deviation = tl.maximum(tl.load(sums + G + g) / count - mean * mean, 0.0)
-    return _spread(mean, C, G), _spread(tl.rsqrt(deviation + eps), C, G)
+    variance = tl.maximum(tl.load(sums + G + g) / count - mean * mean, 0.0)
+    return _spread(mean, C, G), _spread(tl.rsqrt(variance + eps), C, G)
 
 
 @triton.jit
@@ -50,7 +62,7 @@ def _keep_sums(first, second, partial, C: tl.constexpr, G: tl.constexpr):
 
 @triton.jit
 def _sums(x, partial, rows, C: tl.constexpr, G: tl.constexpr, ROWS: tl.constexpr):
-    """Of x and its square."""
+    """Of x and its square, as far as a program gets to see them -> partial (B, MANY, 2, G)."""
     first = tl.zeros((ROWS, C), tl.float32)
     second = tl.zeros((ROWS, C), tl.float32)
     for step in range(tl.program_id(0), tl.cdiv(rows, ROWS), tl.num_programs(0)):
@@ -70,6 +82,7 @@ def _total(partial, sums, N: tl.constexpr, WIDTH: tl.constexpr):
 
 @triton.jit
 def _apply(x, sums, weight, bias, y, rows, eps, C: tl.constexpr, G: tl.constexpr, ROWS: tl.constexpr):
+    """x and the sums of x and its square -> y."""
     mean, narrow = _statistics(sums, rows, eps, C, G)
     c = tl.arange(0, C)
     scale = narrow * tl.load(weight + c).to(tl.float32)[None, :]
@@ -81,7 +94,7 @@ def _apply(x, sums, weight, bias, y, rows, eps, C: tl.constexpr, G: tl.constexpr
 
 @triton.jit
 def _up(x, grad, at, there, mean, narrow, w, b):
-    """The normalised x, and the gradient that goes to it."""
+    """n, the normalised x, and `up`, the gradient that goes to it."""
     n = (tl.load(x + at, there, 0.0).to(tl.float32) - mean) * narrow
     v = n * w + b
     s = tl.sigmoid(v)
@@ -90,7 +103,7 @@ def _up(x, grad, at, there, mean, narrow, w, b):
 
 @triton.jit
 def _back_sums(x, grad, sums, weight, bias, partial, rows, eps, C: tl.constexpr, G: tl.constexpr, ROWS: tl.constexpr):
-    """Of the gradient to the normalised x, and of that times it."""
+    """Of `up`, the gradient to the normalised x, and of `up * n` -> partial (B, MANY, 2, G)."""
     mean, narrow = _statistics(sums, rows, eps, C, G)
     c = tl.arange(0, C)
     w, b = tl.load(weight + c).to(tl.float32)[None, :], tl.load(bias + c).to(tl.float32)[None, :]
@@ -106,6 +119,7 @@ def _back_sums(x, grad, sums, weight, bias, partial, rows, eps, C: tl.constexpr,
 
 @triton.jit
 def _back(x, grad, sums, back, weight, bias, dx, rows, eps, C: tl.constexpr, G: tl.constexpr, ROWS: tl.constexpr):
+    """x, the gradient to y, the sums of x and its square and those of `up` and `up * n` (`back`) -> dx."""
     mean, narrow = _statistics(sums, rows, eps, C, G)
     c, g, count = tl.arange(0, C), tl.program_id(1) * 2 * G + tl.arange(0, G), rows * (C // G)
     w, b = tl.load(weight + c).to(tl.float32)[None, :], tl.load(bias + c).to(tl.float32)[None, :]

@@ -1,7 +1,8 @@
 """Losses: what is liked. Each is a function `loss(image (1, 3, H, W) in [0, 1]) -> scalar` to be made small.
 
 `PromptLoss` says how far a picture is from the words; `LOSSES` names the others, which a user adds as
-`losses="tv:0.5 | saturation:0.2"`. A new one is a function and a line in that table.
+`losses="tv:0.5 | saturation:0.2"`. A new one is a function and a line in that table. On a graphics card Python runs it
+once and the card replays it (see `replay.py`): it may decide by a picture's size, not by what is in it.
 """
 
 from __future__ import annotations

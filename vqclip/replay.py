@@ -1,16 +1,16 @@
 """A step on a graphics card, recorded once and replayed: forward and backward without Python in between.
 
 A step of the published sizes launches some thousand kernels, most of which a card is done with before the next one
-arrives. CUDA can record what was launched as a graph and launch it again as one. What a graph reads and writes lies
-where it lay while it was recorded, so everything that changes from step to step is brought there: z is changed in
-place, the draw of the cutouts is copied. All else, an optimiser's step, churn, the pull to the start and the checks,
-stays outside and as it is.
+arrives. CUDA can record what was launched (it says capture) as a graph and launch it again as one. What a graph reads
+and writes lies where it lay while it was recorded, so everything that changes from step to step is brought there: z is
+changed in place, the draw of the cutouts is copied. All else, an optimiser's step, churn, the pull to the start and the
+checks, stays outside and as it is.
 
 A graph is only replayed for what it was recorded of: `Replay` notes everything that Python decided on the way, and when
 any of it differs, the next step is made the ordinary way and the one after is recorded anew. These are never recorded:
 
-- losses of somebody's own, and judges, cutouts and latents of another class than this package's: they may do what a
-  graph would not do again;
+- losses that are not of `losses.py`, and judges, cutouts and latents of another class than this package's: they may do
+  what a graph would not do again, as drawing or counting in Python;
 - a painter that keeps little, and cutouts judged in chunks: there memory is short, and a graph holds on to its own;
 - after a recording failed, anything: a warning says why.
 """
@@ -27,7 +27,7 @@ from torch import Tensor
 
 from .cutouts import Cutouts, Draw
 from .latent import VQLatent, paint
-from .losses import LOSSES, PromptLoss, judged
+from .losses import PromptLoss, judged
 from .perceptor import CLIP
 
 if TYPE_CHECKING:
@@ -82,8 +82,8 @@ class Replay:
             except Exception as error:  # whatever this card or driver cannot do, the ordinary way can
                 self.forget()
                 self.off = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-                warnings.warn(f"steps could not be recorded and are made one kernel at a time: {self.off}",
-                              stacklevel=4)  # fmt: skip
+                warnings.warn("this card could not record a step, so steps take longer; pictures are the same: "
+                              f"{self.off}", stacklevel=4)  # fmt: skip
                 return None
         made = self._recording.play(runs)
         self.replayed += 1
@@ -98,7 +98,7 @@ class _Recording:
     def __init__(self, runs: Sequence[Run], record: Callable):
         # Not kept by a graph, and yet read by it: were these let go of, it would read what comes after them.
         self.held = [_held(run) for run in runs]
-        self.draws = [{name: _still(judge.cutouts, run) for name, judge in run.judges()} for run in runs]
+        self.draws = [{name: _static(judge.cutouts, run) for name, judge in run.judges()} for run in runs]
         self.names = list(runs[0].losses)
         self.made, self.replay = record(lambda: self._compute(runs))
 
@@ -169,8 +169,8 @@ def _whole(cutouts: Cutouts, draw: Draw) -> Draw:
     return draw
 
 
-def _still(cutouts: Cutouts, run: Run) -> Draw:
-    """A draw in a place of its own beside z, into which others are copied; the generators stay where they stand."""
+def _static(cutouts: Cutouts, run: Run) -> Draw:
+    """A draw in a place of its own where z is, into which others are copied; the generators stay where they stand."""
     stand = cutouts.state()
     draw = _whole(cutouts, _draw(cutouts, run))
     cutouts.restore(stand)
@@ -179,9 +179,9 @@ def _still(cutouts: Cutouts, run: Run) -> Draw:
                   for value in values))  # fmt: skip
 
 
-def _bring_into(still: Draw, draw: Draw) -> None:
-    for field in fields(still):
-        place = getattr(still, field.name)
+def _bring_into(static: Draw, draw: Draw) -> None:
+    for field in fields(static):
+        place = getattr(static, field.name)
         if place is not None:
             value = getattr(draw, field.name)
             if place.is_cuda and not value.is_cuda:
@@ -208,7 +208,7 @@ def _key(runs: Sequence[Run]) -> Hashable:
         if type(latent) is not VQLatent or latent.vqgan.sparing or not run.losses:
             return None
         painter = latent.vqgan
-        key: list[Hashable] = [id(latent), latent.z.data_ptr(), latent.z.shape, id(painter), painter.precision,
+        key: list[Hashable] = [id(latent), _place(latent.z), id(painter), painter.precision, painter.channels_last,
                                *map(_place, (painter.codebook, painter.post_quant_conv.weight))]  # fmt: skip
         for name, (weight, loss) in run.losses.items():
             key += [name, float(weight), id(loss)]
@@ -220,11 +220,12 @@ def _key(runs: Sequence[Run]) -> Hashable:
                 key += [cutouts.n, cutouts.size, cutouts.how, cutouts.pooled, id(perceptor), perceptor.precision,
                         *map(_place, (loss.targets, loss.weights, loss.stops, loss.owner, loss.share)),
                         *map(_place, (perceptor.mean, next(perceptor.parameters())))]  # fmt: skip
-            elif loss not in LOSSES.values():
+            elif getattr(loss, "__module__", "") != PromptLoss.__module__:
                 return None
         keys.append(tuple(key))
     return tuple(keys)
 
 
 def _place(tensor: Tensor) -> Hashable:
+    """Where a tensor lies, and how it is read there."""
     return tensor.data_ptr(), tensor.dtype, tensor.shape

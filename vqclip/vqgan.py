@@ -35,7 +35,7 @@ class VQGAN(nn.Module):
     Attributes:
         sparing: whether `decode` keeps little for its way back and computes the rest again, for a third more of its
             time. The gradient is the same.
-        last: whether the decoder has channels last, as graphics cards like it; see `paint_in`.
+        channels_last: whether the decoder has them, as graphics cards like it; see `paint_in`.
     """
 
     def __init__(self, ddconfig: dict, n_embed: int, embed_dim: int, gumbel: bool = False, patches: bool = False):
@@ -54,7 +54,7 @@ class VQGAN(nn.Module):
             self.quantize.embedding = nn.Embedding(n_embed, embed_dim)
         self.f = 2 ** (len(ddconfig["ch_mult"]) - 1)
         self.register_buffer("patches", torch.zeros(embed_dim, 3, self.f, self.f) if patches else None)
-        self.precision, self.sparing, self.last = torch.float32, False, False
+        self.precision, self.sparing, self.channels_last = torch.float32, False, False
         self.name, self.sha256 = "vqgan", None
 
     @property
@@ -101,7 +101,7 @@ class VQGAN(nn.Module):
 
     def _paint(self, z_q: Tensor) -> Tensor:
         h = self.post_quant_conv(z_q.to(self.post_quant_conv.weight.dtype))
-        if self.last and h.is_cuda:
+        if self.channels_last and h.is_cuda:
             h = h.contiguous(memory_format=torch.channels_last)
         return (decoder.decode(self.decoder, h, again if self.sparing else None).to(z_q.dtype) + 1) / 2
 
@@ -115,9 +115,8 @@ class VQGAN(nn.Module):
         """
         self.precision = precision
         self.decoder.to(precision)
-        self.last = self.patches is None and decoder.takes_last(self.codebook.device, precision)
-        if self.last:
-            self.decoder.to(memory_format=torch.channels_last)
+        self.channels_last = self.patches is None and decoder.takes_last(self.codebook.device, precision)
+        self.decoder.to(memory_format=torch.channels_last if self.channels_last else torch.contiguous_format)
         self.post_quant_conv.to(precision)
         return self
 
