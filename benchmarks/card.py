@@ -1,6 +1,6 @@
 """All of a graphics card's figures in three minutes: `python -m benchmarks.card --out benchmarks/results`.
 
-For machines that are lent by the second. Each part runs in a process of its own, as an error on a card may spoil all
+For machines that are paid for by the second. Each part runs in a process of its own, as an error on a card may spoil all
 that comes after it there, and for no longer than its share; what was measured until then is kept in FOLDER as
 `cuda.json` and `cuda.md`, rows of the table as `benchmarks.bench` has them, with `card.txt` beside them.
 
@@ -340,7 +340,7 @@ def main() -> None:
         device = torch.empty(0, device=asked.device).device
         card = torch.cuda.get_device_name() if device.type == "cuda" else "processor"
         print(f"== {asked.parts[0]}: {card}, torch {torch.__version__}, {torch.get_num_threads()} threads, imports "
-              f"{time.perf_counter() - T0:.1f} s, {Path(vqclip.__file__).parent}", flush=True)  # fmt: skip
+              f"{time.perf_counter() - T0:.1f} s, vqclip {vqclip.__version__}", flush=True)  # fmt: skip
         return do(Here(device, asked.small, asked.out), asked.parts[0], asked.budget)
     asked.out.mkdir(parents=True, exist_ok=True)
     with open(asked.out / "card.txt", "w") as log:

@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import vqclip
 from training.batches import GOALS, LOOKS, Batch, Captioned, Stock, Vocabulary
-from training.captions import FACTS, LANGUAGES, NOUNS, all_parts, all_words, caption, marked, parts, phrase
+from training.captions import FACTS, LANGUAGES, NOUNS, all_parts, all_words, caption, marked, parts, phrase, sayable
 from training.data import floats, rendered
 from training.export import guide
 from training.gradient import uphill
@@ -171,7 +171,7 @@ def test_kin_differ_in_one_thing_and_say_so(number):
     shared = frozenset.intersection(*one.said)
     for k, (facts, said, where) in enumerate(zip(one.facts, one.said, places, strict=True)):
         (own,) = said - shared
-        assert facts == kin(number * SIZE + k).facts and said <= facts
+        assert facts == sayable(kin(number * SIZE + k)) and said <= facts
         assert sum(own in others for others in one.facts) == 1
         assert where.any() or kind in ("ground", "weather")
     words = {own.split(" ")[-1] for said in one.said for own in said - shared}
@@ -266,7 +266,14 @@ def test_captions_mention_only_what_is_true():
     for k in range(300):
         shown = scene(k)
         text, said = caption(shown, rng)
-        assert text.strip() and said and said <= shown.facts
+        assert text.strip() and said and said <= sayable(shown) <= shown.facts
+
+
+def test_nobody_says_snow_who_means_snowy_mountains_or_snowfall():
+    for ground, weather, unsaid in (("snowy mountains", "clear", {"snow", "mountains"}), ("beach", "clear", {"sea"}),
+                                    ("city", "snowfall", {"snow"}), ("snow", "snowfall", set())):  # fmt: skip
+        shown = Scene(1, ground, weather=weather)
+        assert shown.facts - sayable(shown) == unsaid
 
 
 def test_captions_repeat_with_their_seed_and_vary_without():
@@ -338,7 +345,7 @@ def test_a_batch_names_as_many_pictures_as_it_has_texts(batches):
         assert torch.equal(tail, batch.painted)  # the scenes that were painted are those of which it was done
         for number, (become, are) in zip(batch.families.tolist(), batch.pairs.tolist(), strict=False):
             assert become != are and {become, are} <= {*range(number, number + SIZE)}
-        of = [kin(int(k)).facts for k in batch.pairs[:, 0]] if walking else []
+        of = [sayable(kin(int(k))) for k in batch.pairs[:, 0]] if walking else []
         for facts, marks in zip(of, batch.facts[len(batch.scenes) :], strict=False):
             assert {fact for fact, true in zip(FACTS, marks, strict=True) if true} == facts
 

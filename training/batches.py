@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vqclip.perceptor import tokenizer
 
-from .captions import all_words, caption, marked
+from .captions import all_words, caption, marked, sayable
 from .kin import FAMILIES, SIZE, family
 from .scenes import SIDE, render_and_things, scattered
 from .walkers import turns
@@ -87,7 +87,7 @@ class Batch(NamedTuple):
         aimed: (A,) walkers of which these are the goals from now on: goals (A, GOALS, H, W, 3) uint8 of the same scene,
             otherwise laid out, places (A, GOALS, H, W) bool of their things.
         texts: (S + K + M, context) a caption of each.
-        facts, said: (S + K + M, F) bool, what of `captions.FACTS` is true of each, and what its caption mentions.
+        facts, said: (S + K + M, F) bool, what of `captions.FACTS` is sayable of each, and what its caption mentions.
         families: (R,) the first of each family's kin, and kin_texts: (R * SIZE, context) what each of them is.
         loose: (L, context) texts of scenes that are not rendered, held-out pairs among them; mentioned: (L, F) bool.
     """
@@ -168,7 +168,7 @@ class Captioned(torch.utils.data.IterableDataset):
         told = [caption(self.scenes[k], rng) for k in scenes]
         told += [(one.texts[i], one.said[i]) for one, (i, _) in zip(families, pairs, strict=False)]
         told += [walk.caption for walk in walks]
-        true = [self.scenes[k].facts for k in scenes]
+        true = [sayable(self.scenes[k]) for k in scenes]
         true += [one.facts[i] for one, (i, _) in zip(families, pairs, strict=False)] + [walk.facts for walk in walks]
         loose = [caption(scattered(int(k), held_out=True), rng) for k in rng.integers(2**31, size=self.loose)]
         firsts, encode = np.array(numbers) * SIZE, self.vocabulary.encode
@@ -196,5 +196,5 @@ class Captioned(torch.utils.data.IterableDataset):
             of = self.scenes[rng.choice(kind)]
             for picture, where, seed in zip(*shown, rng.integers(2**31, size=GOALS), strict=True):
                 picture[:], where[:] = render_and_things(replace(of, seed=int(seed)))
-            self.walks[walker] = Walk(walk, of.facts, caption(of, rng))
+            self.walks[walker] = Walk(walk, sayable(of), caption(of, rng))
         return [walker for walker, _ in aimed], (goals, places)

@@ -125,6 +125,16 @@ def phrase(fact: str, language: str, rng: np.random.Generator) -> str:
     return f"a {said}" if language == "en" and rng.random() < 0.5 else said
 
 
+def sayable(scene: Scene) -> frozenset[str]:
+    """Of the facts of a scene those that one would say of it.
+
+    Snow is true of snowy mountains and of snowfall anywhere, mountains of snowy ones, sea of a beach. But who says snow
+    and no more means the land; told of all of them, a CLIP painted "snow" as the grey that they have in common, and
+    snowy mountains as a field.
+    """
+    return scene.facts - ({"mountains", "sea", "snow"} - {scene.ground})
+
+
 def caption(scene: Scene, rng: np.random.Generator, language: str = "") -> tuple[str, frozenset[str]]:
     """A text about a scene, and the facts that it mentions: one to all of them, in any order.
 
@@ -134,8 +144,8 @@ def caption(scene: Scene, rng: np.random.Generator, language: str = "") -> tuple
     """
     language = language or str(rng.choice(LANGUAGES, p=(0.4, 0.2, 0.2, 0.2)))
     once = {name if rng.random() < 0.8 else f"{colour} {name}" for name, colour in scene.objects if colour}
-    facts = [f for f in sorted(scene.facts - once) if f != "clear" or rng.random() < 0.2]
-    aside = {"mountains", "sea", "sand", "snow", "clear"} - {scene.ground}  # true, but hardly what one would say
+    facts = [f for f in sorted(sayable(scene) - once) if f != "clear" or rng.random() < 0.2]
+    aside = {"sand", "clear"}  # true, but hardly what one would say
     things = {name for name, _ in scene.objects}
     weight = np.array([0.4 if f in aside else 2.0 if f == scene.ground or f.split(" ")[-1] in things else 1.0 for f in facts])
     count = min(len(facts), int(rng.choice((1, 2, 3, 4, 5), p=(0.2, 0.25, 0.3, 0.17, 0.08))))

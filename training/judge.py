@@ -159,29 +159,34 @@ def right(judge: Judge, pictures: np.ndarray, scenes: list[Scene]) -> dict[str, 
     return {**shares, "all": float(np.mean(sum(tally.values(), []))), "false": wrong / len(scenes)}
 
 
-def disturbed(images: Tensor) -> Tensor:
-    """As paintings differ from renders: mirrored, softer, shifted, out of shape, blotched, of other light, grained.
+def disturbed(images: Tensor, plain: Tensor) -> Tensor:
+    """As paintings differ from renders: mirrored, softer, nearer or farther, out of shape, blotched, grained.
 
-    A judge that had only seen softer renders (.990 of fresh ones right) read no circle off a clean green disc whose
-    edge was rough, and a yellow star off every purple one with a halo: on paintings it was no judge.
+    A judge that had only seen softer and shifted renders (.990 of fresh ones right) read no circle off a clean green
+    disc that was larger than discs are rendered, and a yellow star off every purple one with a halo.
+
+    Args:
+        plain: (B,) bool, which are plain shapes: these bear more than landscapes with small things in them.
     """
+    B = len(images)
     if torch.rand(()) < 0.5:
         images = images.flip(3)
     if torch.rand(()) < 0.6:  # softer
-        small = int(SIDE * float(torch.empty(()).uniform_(0.25, 1.0)))
+        small = int(SIDE * float(torch.empty(()).uniform_(0.3, 1.0)))
         small = F.interpolate(images, (small, small), mode="bilinear", antialias=True, align_corners=False)
         images = F.interpolate(small, (SIDE, SIDE), mode="bilinear", align_corners=False)
-    if torch.rand(()) < 0.7:
-        images = bend(images)
-    right, down = torch.randint(-6, 7, (2,)).tolist()
-    padded = F.pad(images, (6, 6, 6, 6), mode="replicate")
-    images = padded[:, :, 6 + down : 6 + down + SIDE, 6 + right : 6 + right + SIDE]
-    for cells, most in ((3, 0.1), (6, 0.15), (16, 0.12)):  # blotches, and patches of a code each
-        strength = most * torch.rand(len(images), 1, 1, 1).square()
-        blotches = torch.randn(len(images), 3, cells, cells) + torch.randn(len(images), 1, cells, cells)
+    if torch.rand(()) < 0.5:
+        images = bend(images, 0.3)
+    nearer = 1 + torch.where(plain, 0.35, 0.12)[:, None] * (2 * torch.rand(B, 2) - 1)  # across and down
+    middle = 0.1 * (2 * torch.rand(B, 2, 1) - 1)
+    grid = F.affine_grid(torch.cat([torch.diag_embed(1 / nearer), middle], 2), (B, 3, SIDE, SIDE), align_corners=False)
+    images = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+    for cells, most in ((3, 0.08), (6, 0.08), (16, 0.06)):  # blotches, and patches of a code each
+        strength = most * torch.rand(B, 1, 1, 1).square() * torch.where(plain, 1.5, 1.0).view(B, 1, 1, 1)
+        blotches = torch.randn(B, 3, cells, cells) + torch.randn(B, 1, cells, cells)
         images = images + strength * F.interpolate(blotches, (SIDE, SIDE), mode="bicubic")
-    light = 1 + 0.06 * torch.randn(len(images), 3, 1, 1)
-    return (images * light + 0.03 * torch.rand(len(images), 1, 1, 1) * torch.randn_like(images)).clamp(0, 1)
+    light = 1 + 0.06 * torch.randn(B, 3, 1, 1)
+    return (images * light + 0.03 * torch.rand(B, 1, 1, 1) * torch.randn_like(images)).clamp(0, 1)
 
 
 def anything(seed: int) -> Scene:
@@ -189,11 +194,15 @@ def anything(seed: int) -> Scene:
     return scene(seed, held_out=True)
 
 
-def train(folder: Path, count: int, epochs: int, processes: int) -> Judge:
-    """A judge taught on `count` scenes of its own, held-out pairs among them, and resumed where it was stopped."""
+def train(folder: Path, count: int, epochs: int, processes: int, begin: Path | None = None) -> Judge:
+    """A judge taught on `count` scenes of its own, held-out pairs among them, and resumed where it was stopped.
+
+    Args:
+        begin: the weights to begin with, if not with none.
+    """
     pictures, _ = rendered(folder, count, 1_000_000, processes, of=anything)
     scenes = [anything(1_000_000 + k) for k in range(count)]
-    truth, judge, batch = labels(scenes), Judge(), 64
+    truth, judge, batch = labels(scenes), load_judge(begin).train() if begin else Judge(), 64
     optimizer = torch.optim.AdamW(judge.parameters(), 2e-3, weight_decay=0.02)
     steps = epochs * (count // batch)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, steps, pct_start=0.1)
@@ -208,7 +217,8 @@ def train(folder: Path, count: int, epochs: int, processes: int) -> Judge:
         chosen = torch.randperm(count, generator=torch.Generator().manual_seed(epoch))[at * batch : (at + 1) * batch]
         torch.manual_seed(step)
         with torch.autocast("cpu", torch.bfloat16):
-            seen = judge(disturbed(floats(pictures[chosen.numpy()])))
+            plain = truth["ground"][chosen] == len(GROUNDS)
+            seen = judge(disturbed(floats(pictures[chosen.numpy()]), plain))
         want = {name: value[chosen] for name, value in truth.items()}
         loss = F.binary_cross_entropy_with_logits(seen["things"], want["things"]) * 10
         for name in ("ground", "time", "weather"):
@@ -232,8 +242,9 @@ def main() -> None:
     ask.add_argument("--scenes", type=int, default=12_000)
     ask.add_argument("--epochs", type=int, default=8)
     ask.add_argument("--processes", type=int, default=2)
+    ask.add_argument("--begin", type=Path, help="a judge to be taught further")
     asked = ask.parse_args()
-    judge = train(asked.folder, asked.scenes, asked.epochs, asked.processes)
+    judge = train(asked.folder, asked.scenes, asked.epochs, asked.processes, asked.begin)
     fresh = [anything(2_000_000 + k) for k in range(2000)]
     shares = right(judge, rendered(asked.folder, 2000, 2_000_000, asked.processes, of=anything)[0], fresh)
     print(" ".join(f"{kind} {share:.3f}" for kind, share in shares.items()))

@@ -13,12 +13,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .captions import JOINTS, LANGUAGES, phrase
+from .captions import JOINTS, LANGUAGES, phrase, sayable
 from .scenes import COLOURED, COLOURS, GROUNDS, HELD_OUT, SHAPES, STANDING, WEATHERS, Scene, scattered
 
 SIZE = 4  # of a family
-FAMILIES = ("shape", "shape", "shape", "colour", "colour", "backdrop", "thing", "thing", "thing", "thing",
-            "tint", "tint", "ground", "ground", "ground", "weather")  # of a round  # fmt: skip
+FAMILIES = ("shape", "shape", "colour", "colour", "backdrop", "thing", "thing", "thing", "thing", "thing",
+            "tint", "tint", "ground", "ground", "ground", "ground", "weather", "weather")  # of a round  # fmt: skip
 PLAIN = ("shape", "colour", "backdrop")  # families of plain shapes; the others are landscapes
 THINGS = (*STANDING, "sun", "moon")  # of which one is in a family of things
 
@@ -27,7 +27,7 @@ class Family(NamedTuple):
     """SIZE scenes alike but for one thing.
 
     Attributes:
-        facts: what is true of each.
+        facts: what is sayable of each.
         texts, said: what each is and the others are not, and the facts that this mentions.
     """
 
@@ -38,7 +38,7 @@ class Family(NamedTuple):
 
 @lru_cache(None)  # each is drawn many times over
 def relatives(number: int) -> tuple[tuple[Scene, str], ...]:
-    """The SIZE scenes of the family of a number, and the fact that is true of each of them alone; none of HELD_OUT.
+    """The SIZE scenes of the family of a number, and the fact that is sayable of each alone; none of HELD_OUT.
 
     In turn, families differ as FAMILIES has it: in the shape, in its colour, in what is behind it, in the thing of a
     landscape, in that thing's colour, in the land, in the weather.
@@ -65,7 +65,7 @@ def relatives(number: int) -> tuple[tuple[Scene, str], ...]:
         kin.sort(key=lambda one: kind == "thing" and not one[1].endswith(wanted))  # what is wanted comes along
         kin = kin[:SIZE]
         if (len(kin) == SIZE and kin[0][1].endswith(wanted)
-                and all(sum(own in other.facts for other, _ in kin) == 1 for _, own in kin)):  # fmt: skip
+                and all(sum(own in sayable(other) for other, _ in kin) == 1 for _, own in kin)):  # fmt: skip
             return tuple(kin)
 
 
@@ -93,7 +93,7 @@ def family(number: int, rng: np.random.Generator) -> Family:
     language, seed = str(rng.choice(LANGUAGES, p=(0.4, 0.2, 0.2, 0.2))), int(rng.integers(2**31))
     alike = relatives(number)
     texts, said = zip(*(told(of, own, language, np.random.default_rng(seed)) for of, own in alike), strict=True)
-    return Family(tuple(of.facts for of, _ in alike), texts, said)
+    return Family(tuple(sayable(of) for of, _ in alike), texts, said)
 
 
 def told(of: Scene, own: str, language: str, rng: np.random.Generator) -> tuple[str, frozenset[str]]:

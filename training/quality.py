@@ -228,10 +228,17 @@ def of_prompts(judge: Judge, seen: dict[str, list[Seen]]) -> list[Row]:
     return rows
 
 
+def tile(seen: Seen) -> tuple[Path, str]:
+    """A picture for a contact sheet, and its prompt with a sign: whether all that it asks for is there."""
+    return seen.path, f"{'-+'[seen.right]} {seen.text}"
+
+
 def measure(judge: Judge, shares: dict[str, float], asked: argparse.Namespace) -> list[Row]:
     """Paint what is missing, read all of it, print the table, write contact sheets and `quality.json`."""
     book, settings, seeds = read_prompts(), Settings().override(asked.settings), range(asked.seeds)
     prompts = [p for p in book[asked.prompts] if not asked.only or rows_of(p["facts"]) & set(asked.only)]
+    if unknown := {*asked.languages} - prompts[0].keys():
+        raise SystemExit(f"the {asked.prompts} prompts are not written in {min(unknown)}: choose --languages en")
     texts = {
         "prompts": [p[language] for language in asked.languages for p in prompts],
         "weights": [text for a, b in book["weights"] for text in sweep(a, b)],
@@ -247,7 +254,9 @@ def measure(judge: Judge, shares: dict[str, float], asked: argparse.Namespace) -
         seen = {language: look_at(judge, paths, prompts, language, seeds) for language in asked.languages}
         rows += of_prompts(judge, seen)
         for language, some in seen.items():
-            sheet(asked.out / f"{language}.jpg", [(s.path, f"{'-+'[s.right]} {s.text}") for s in some])
+            sheet(asked.out / f"{language}.jpg", list(map(tile, some)))
+        firsts = zip(*(some[:: asked.seeds] for some in seen.values()), strict=True)
+        sheet(asked.out / "languages.jpg", [tile(one) for prompt in firsts for one in prompt])
         report["pictures"] = [
             {"language": language, "text": s.text, "seed": s.seed, "file": s.path.name,
              "facts": {fact: s.reading.holds(fact) for fact in s.facts}} for language in seen for s in seen[language]
@@ -284,7 +293,7 @@ def some_of(names):
 
 def main() -> None:
     ask = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    ask.add_argument("--prompts", choices=("test", "tuning", "prototype"), default="test")
+    ask.add_argument("--prompts", choices=("test", "validation", "tuning", "prototype"), default="test")
     ask.add_argument("--seeds", type=int, default=3, help="how many pictures a prompt")
     ask.add_argument("--part", type=some_of(PARTS), default=list(PARTS), help=",".join(PARTS))
     ask.add_argument("--languages", type=some_of(LANGUAGES), default=list(LANGUAGES),

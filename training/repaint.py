@@ -65,12 +65,12 @@ def without_things(of: Scene) -> Scene:
     return replace(of, objects=tuple((name, of.backdrop) for name, _ in of.objects if not of.ground))
 
 
-def bend(images: Tensor) -> Tensor:
+def bend(images: Tensor, most: float = 0.6) -> Tensor:
     """Images (B, 3, H, W) out of shape: pushed to and fro by a few pixels, rarely twenty, in large waves or small."""
     B, _, H, W = images.shape
     waves = (4, 8, 16)[int(torch.randint(3, ()))]
     push = torch.randn(B, 2, waves, waves, device=images.device) * torch.rand(B, 1, 1, 1, device=images.device)
-    push = F.interpolate(push * 0.6 / waves, (H, W), mode="bicubic")  # in half sides
+    push = F.interpolate(push * most / waves, (H, W), mode="bicubic")  # in half sides
     straight = F.affine_grid(torch.eye(2, 3, device=images.device).expand(B, 2, 3), (B, 3, H, W), align_corners=False)
     return F.grid_sample(images, straight + push.permute(0, 2, 3, 1), padding_mode="border", align_corners=False)
 

@@ -24,7 +24,7 @@ from .data import floats
 from .scenes import render, scene
 
 CURVES = {  # stage -> what is drawn of it
-    "vqgan": ("paint", "encode"), "sharper": ("paint", "encode"), "clip": ("telling", "pointing"),
+    "vqgan": ("paint", "encode"), "sharper": ("paint", "encode"), "clip": ("telling", "kin", "pointing", "sums"),
 }  # fmt: skip
 
 
@@ -39,20 +39,21 @@ def read_curve(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def draw_curves(runs: Path, path: Path) -> None:
-    """All of CURVES beside one another."""
+    """Those of CURVES that were trained there, beside one another."""
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(2, len(CURVES), figsize=(13, 5), layout="constrained", squeeze=False)
-    for column, (stage, names) in enumerate(CURVES.items()):
-        for axis, name in zip(axes[:, column], names, strict=True):
-            steps, values = read_curve(runs / stage, name)
-            window = min(9, len(values))
-            smooth = np.convolve(values, np.ones(window) / window, "valid")
-            axis.plot(steps, values, color="0.8", linewidth=0.8)
-            axis.plot(steps[window // 2 : window // 2 + len(smooth)], smooth, color="tab:orange")
-            axis.set_title(f"{stage}: {name}", fontsize=9)
-            axis.tick_params(labelsize=8)
+    found = {(stage, name): read_curve(runs / stage, name) for stage, names in CURVES.items() for name in names}
+    found = {title: (steps, values) for title, (steps, values) in found.items() if len(values)}
+    across = -(-len(found) // 2)
+    figure, axes = pyplot.subplots(2, across, figsize=(13 / 3 * across, 5), layout="constrained", squeeze=False)
+    for axis, ((stage, name), (steps, values)) in zip(axes.T.flat, found.items(), strict=False):
+        window = min(9, len(values))
+        smooth = np.convolve(values, np.ones(window) / window, "valid")
+        axis.plot(steps, values, color="0.8", linewidth=0.8)
+        axis.plot(steps[window // 2 : window // 2 + len(smooth)], smooth, color="tab:orange")
+        axis.set_title(f"{stage}: {name}", fontsize=9)
+        axis.tick_params(labelsize=8)
     with atomic_path(path) as unfinished:
         figure.savefig(unfinished, dpi=80)
     pyplot.close(figure)
