@@ -1,6 +1,6 @@
 """All of a graphics card's figures in three minutes: `python -m benchmarks.card --out benchmarks/results`.
 
-For machines that are paid for by the second. Each part runs in a process of its own, as an error on a card may spoil all
+For machines paid for by the second. Each part runs in a process of its own, as an error on a card may spoil all
 that comes after it there, and for no longer than its share; what was measured until then is kept in FOLDER as
 `cuda.json` and `cuda.md`, rows of the table as `benchmarks.bench` has them, with `card.txt` beside them.
 
