@@ -316,6 +316,11 @@ def test_walkers_take_turns_and_begin_anew_at_different_steps():
     assert len({walk for _, walk, _ in taken[:6]}) > 1
 
 
+SEATS = 6  # of scenes, where walkers and kin have theirs
+LOOKED = 2 * LOOKS + len(FAMILIES) + SEATS
+PAINTED = int(LOOKED * 0.9)
+
+
 @pytest.fixture(scope="module")
 def batches():
     """Batches of 32 scenes from a step on, in which walkers walk from step 3 on."""
@@ -323,7 +328,7 @@ def batches():
     words = Vocabulary(48)
 
     def begin(skip: int = 0, **changes) -> Captioned:
-        arguments = dict(batch=30, rounds=1, loose=16, seed=0, painted_from=2, part=0.9, walkers=(4, 5, 2),
+        arguments = dict(batch=LOOKED, rounds=1, loose=16, seed=0, painted_from=2, part=0.9, walkers=(4, 5, 2),
                          walking_from=3)  # fmt: skip
         return Captioned(32, 2, painted, words, **{**arguments, **changes}, skip=skip)
 
@@ -334,8 +339,8 @@ def test_a_batch_names_as_many_pictures_as_it_has_texts(batches):
     for step, batch in zip(range(8), batches(), strict=False):
         walking = step >= 3
         assert len(batch.pairs) == (len(FAMILIES) if walking else 0) and len(batch.walkers) == (2 if walking else 0)
-        assert len(batch.scenes) == (30 - 2 * LOOKS - len(FAMILIES) if walking else 30)
-        assert len(batch.painted) == (0, 0, 27, 3)[min(step, 3)]
+        assert len(batch.scenes) == (SEATS if walking else LOOKED)
+        assert len(batch.painted) == (0, 0, PAINTED, SEATS - (LOOKED - PAINTED))[min(step, 3)]
         everyone = len(batch.scenes) + len(batch.pairs) + len(batch.walkers)
         assert len(batch.texts) == len(batch.facts) == len(batch.said) == everyone
         assert not (batch.said & ~batch.facts).any() and batch.said.any(1).all()
