@@ -113,11 +113,15 @@ def step(models: Models, bench: Bench, size: int, cutouts: int, precision: str =
     return replace(found, raw=found.raw | {"floor": least, "above_floor": median(found.raw["ours"]) / least})
 
 
-def warmed(run: vqclip.Run) -> vqclip.Run:
-    """The same; on a graphics card with its first steps done, of which the second records what the others replay."""
+def warmed(run: vqclip.Run, by: Iterator | None = None) -> vqclip.Run:
+    """The same; on a graphics card with its first steps done, of which the second records what the others replay.
+
+    Args:
+        by: what makes its steps, where that is not the run itself.
+    """
     if run.replay is not None:
         for _ in range(2):
-            next(run)
+            next(run if by is None else by)
     return run
 
 
@@ -164,11 +168,9 @@ def batch(models: Models, bench: Bench, size: int, cutouts: int, seeds: int = 8)
     loaded = run.latent.vqgan, [judge.perceptor for _, judge in run.judges()]
     alone, together = (vqclip.generate_batch(None, *loaded, settings=run.settings, seeds=range(seeds))
                        for _ in range(2))  # fmt: skip
-    if together.runs[0].replay is not None:  # as `warmed` has it
-        for _ in range(2):
-            next(together)
-        for run in alone.runs:
-            warmed(run)
+    warmed(together.runs[0], by=together)
+    for run in alone.runs:
+        warmed(run)
     found = figure(in_turns(lambda: [next(run) for run in alone.runs], lambda: next(together), bench.pairs,
                             bench.device))  # fmt: skip
     recorded = [run.replay is not None and not run.replay.off for run in (*together.runs[:1], *alone.runs)]
@@ -283,10 +285,8 @@ def overhead(bench: Bench) -> Figure:
     bare, recorded = (bench.models.run(size, cutouts, "auto") for _ in range(2))
     with tempfile.TemporaryDirectory() as home:
         frames = vqclip.Session.create(home, recorded).record(recorded)
-        if recorded.replay is not None:  # as `warmed` has it
-            warmed(bare)
-            for _ in range(2):
-                next(frames)
+        warmed(bare)
+        warmed(recorded, by=frames)
 
         def arithmetic() -> None:
             bare.optimizer.zero_grad(set_to_none=True)

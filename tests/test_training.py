@@ -32,7 +32,6 @@ from training.scenes import (
     render_and_things,
     scattered,
     scene,
-    things,
     with_other_things,
 )
 from training.train_clip import Sums, ahead, cut, uncut
@@ -142,9 +141,9 @@ def test_a_scene_without_its_things_is_otherwise_the_same(what):
     with_them, bare = (render(s).astype(int) for s in (Scene(3, **what), without_things(Scene(3, **what))))
     changed = np.abs(with_them - bare).max(2) > 8
     assert 0.01 < changed.mean() < 0.5
-    where = things(Scene(3, **what))
+    where = render_and_things(Scene(3, **what))[1]
     assert where[np.abs(with_them - bare).max(2) > 20].all() and where.sum() < 3 * changed.sum()  # with a margin
-    assert not things(without_things(Scene(3, **what))).any() or not what["ground"]
+    assert not render_and_things(without_things(Scene(3, **what)))[1].any() or not what["ground"]
 
 
 def test_other_things_stand_where_the_first_ones_stood_and_are_never_held_out():
@@ -387,7 +386,7 @@ def test_pictures_go_where_training_goes_and_are_no_part_of_what_it_saves(tmp_pa
     scenes, kins = rendered(tmp_path, 4, of=scattered), rendered(tmp_path, SIZE, of=kin)
     again = rendered(tmp_path, 4, of=scattered)
     assert all((a == b).all() for a, b in zip(scenes, again, strict=True))
-    assert (scenes[0][2] == render(scattered(2))).all() and (scenes[1][2] == things(scattered(2))).all()
+    assert (scenes[0][2] == render(scattered(2))).all() and (scenes[1][2] == render_and_things(scattered(2))[1]).all()
     stock = Stock(scenes, kins, {"picture": scenes[0], "share": np.zeros(4, np.float16)}, walkers=3)
     assert torch.equal(floats(stock.pictures[:1]), floats(render(scattered(0))[None])) and not stock.state_dict()
     assert stock.goals.shape == (3, GOALS, SIDE, SIDE, 3) and stock.share.dtype == torch.float32

@@ -165,11 +165,10 @@ class Captioned(torch.utils.data.IterableDataset):
         rows = rng.choice(len(self.painted["odds"]), count, p=self.painted["odds"])
         fresh = rng.choice(len(self.scenes), seats - count, replace=False)
         scenes = np.concatenate([fresh, self.painted["scene"][rows]])
-        told = [caption(self.scenes[k], rng) for k in scenes]
-        told += [(one.texts[i], one.said[i]) for one, (i, _) in zip(families, pairs, strict=False)]
-        told += [walk.caption for walk in walks]
-        true = [sayable(self.scenes[k]) for k in scenes]
-        true += [one.facts[i] for one, (i, _) in zip(families, pairs, strict=False)] + [walk.facts for walk in walks]
+        known = [(caption(self.scenes[k], rng), sayable(self.scenes[k])) for k in scenes]
+        known += [((one.texts[i], one.said[i]), one.facts[i]) for one, (i, _) in zip(families, pairs, strict=False)]
+        known += [(walk.caption, walk.facts) for walk in walks]
+        told, true = zip(*known, strict=True)
         loose = [caption(scattered(int(k), held_out=True), rng) for k in rng.integers(2**31, size=self.loose)]
         firsts, encode = np.array(numbers) * SIZE, self.vocabulary.encode
         return Batch(

@@ -32,10 +32,6 @@ from vqclip import Batch, Settings, generate
 from vqclip.checkpoints import EMBEDDED
 from vqclip.files import atomic, atomic_path
 from vqclip.files import sha256 as hashed
-from vqclip.perceptor import load_clip
-from vqclip.precision import able, dtypes
-from vqclip.run import pick_device
-from vqclip.vqgan import load_vqgan
 
 from .asked import read_prompts, sweep, without
 from .captions import LANGUAGES
@@ -96,12 +92,11 @@ HEADER = "| what the judge reads | must | should | painted | reaches | of | chan
 
 @lru_cache
 def load_pair(folder: Path) -> tuple:
-    """The pair in a folder, once a process, as `generate` would load it; in any folder it draws the same numbers."""
+    """The pair in a folder, once a process, as `generate` loads it; in any folder it draws the same random numbers."""
     torch.set_num_threads(1)
-    device = pick_device("auto")
-    wanted = dtypes("auto", able(device))
-    painter = load_vqgan(folder / "vqgan.safetensors", device, precision=wanted.painter)
-    perceptor = load_clip(folder / "clip.safetensors", device, wanted.judge)
+    run = generate(None, folder / "vqgan.safetensors", folder / "clip.safetensors")
+    painter, ((_, judging),) = run.latent.vqgan, run.judges()
+    perceptor = judging.perceptor
     painter.name = perceptor.name = "embedded"
     return painter, perceptor
 

@@ -248,13 +248,11 @@ def render(scene: Scene) -> np.ndarray:
     return _paint(scene)[0]
 
 
-def things(scene: Scene) -> np.ndarray:
-    """Where its things are, a margin of three pixels with them: (SIDE, SIDE) bool. Light counts, where it is bright."""
-    return render_and_things(scene)[1]
-
-
 def render_and_things(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
-    """What `render` and `things` give, painted once."""
+    """What `render` gives, and where its things are, a margin of three pixels with them: (SIDE, SIDE) bool.
+
+    Light counts, where it is bright.
+    """
     picture, covered = _paint(scene)
     y, x = np.nonzero(covered > 0.3)
     where = np.zeros((SIDE + 6, SIDE + 6), bool)

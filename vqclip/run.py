@@ -381,11 +381,7 @@ def generate(prompts: str | Sequence | None = None, vqgan: VQGAN | str | Path | 
     painter.paint_in(painter.precision)  # as this device likes it
     settings = settings.replace(vqgan=painter.name, clip=" + ".join(judge.name for judge in judges))
     latent = _latent(painter, settings, device)
-    losses = {judge.name: (1 / len(judges), _prompt_loss(judge, settings, pictures or {}, device)) for judge in judges}
-    for like in prompt_language.parse_optional(settings.losses):
-        if like.text not in LOSSES:
-            raise SettingsError(f"losses={settings.losses!r}: there is no {like.text!r}; choose {', '.join(LOSSES)}")
-        losses[like.text] = like.weight, LOSSES[like.text]
+    losses = _losses(judges, settings, pictures or {}, device)
     # As one kernel on a graphics card; on a processor that would round differently.
     fused = {"fused": True} if device.type == "cuda" and settings.optimizer == "adam" else {}
     optimizer = OPTIMIZERS[settings.optimizer](latent.parameters(), lr=settings.lr, **fused)
@@ -425,6 +421,17 @@ def _start(painter: VQGAN, settings: Settings, device: torch.device) -> Tensor:
         return painter.encode(picture.to(device))
     draw = torch.Generator().manual_seed(_seed(settings, "start"))
     return STARTS[settings.start](painter, *painter.grid(*settings.size), draw)
+
+
+def _losses(judges: Sequence[Perceptor], settings: Settings, found: Mapping[str, Path],
+            device: torch.device) -> dict[str, tuple[float, Callable[[Tensor], Tensor]]]:  # fmt: skip
+    """What is liked, by name and with its weight: the prompts by each judge, and the settings' further losses."""
+    losses = {judge.name: (1 / len(judges), _prompt_loss(judge, settings, found, device)) for judge in judges}
+    for like in prompt_language.parse_optional(settings.losses):
+        if like.text not in LOSSES:
+            raise SettingsError(f"losses={settings.losses!r}: there is no {like.text!r}; choose {', '.join(LOSSES)}")
+        losses[like.text] = like.weight, LOSSES[like.text]
+    return losses
 
 
 def _prompt_loss(judge: Perceptor, settings: Settings, found: Mapping[str, Path], device: torch.device) -> PromptLoss:
