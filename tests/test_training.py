@@ -1,6 +1,7 @@
 """The embedded pair's recipe: scenes are what their facts say, captions mention only what is true, losses fall."""
 
 import csv
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,20 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import vqclip
 from training.batches import GOALS, LOOKS, Batch, Captioned, Stock, Vocabulary
-from training.captions import FACTS, LANGUAGES, NOUNS, all_parts, all_words, caption, marked, parts, phrase, sayable
+from training.beside import Told, mixture, tell
+from training.captions import (
+    FACTS,
+    LANGUAGES,
+    NOUNS,
+    all_parts,
+    all_words,
+    behind,
+    caption,
+    marked,
+    parts,
+    phrase,
+    sayable,
+)
 from training.data import floats, rendered
 from training.export import guide
 from training.gradient import uphill
@@ -297,6 +311,52 @@ def test_colours_agree_with_their_nouns():
     assert phrase("red house", "es", rng) == "casa roja"
 
 
+def test_a_background_behind_a_shape_is_said_as_one_says_it():
+    rng = np.random.default_rng(1)
+    said = {language: {behind("yellow background", language, rng) for _ in range(60)} for language in LANGUAGES}
+    assert said["ru"] == {"на жёлтом", "на жёлтом фоне"}
+    assert said["de"] == {"auf gelbem Hintergrund", "auf gelbem Grund"}
+    assert {"on yellow", "on a yellow background", "on yellow ground"} <= said["en"]
+    assert said["es"] == {"en amarillo", "en fondo amarillo", "en un fondo amarillo"}
+    known = Vocabulary(48)
+    known.encode([text for texts in said.values() for text in texts])  # all of it is in the vocabulary
+    known.encode(["желтый шар и елка", "зеленый круг на черном"])  # as most people type it
+
+
+def told(kind: str, seed: int) -> tuple[Scene, Told]:
+    """A land with something in it, and what a walker is told of it in two texts of a kind."""
+    of = next(of for k in itertools.count(100 * seed) if (of := scattered(k)).ground and of.objects)
+    return of, tell(of, np.random.default_rng(seed), {kind: 1.0})
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_walker_that_is_told_two_texts_has_goals_that_both_agree_with(seed):
+    of, both = told("split", seed)
+    assert 0 < both.weight < 1 and both.caption[1] | both.beside[1] <= sayable(of)
+    assert (both.goal(3)[0] == render(replace(of, seed=3))).all()
+    of, both = told("mixed", seed)
+    other = {ground for ground in GROUNDS if ground in both.beside[1]}
+    share = 1 - np.abs(both.goal(3)[0].astype(float) - render(replace(of, seed=3))).mean((0, 1)).max() / 255
+    assert 0 < both.weight < 1 and of.ground not in other and 0.3 < share < 1
+    of, both = told("shunned", seed)
+    (shunned,) = both.beside[1]
+    left = replace(of, objects=tuple(one for one in of.objects if one[0] != shunned),
+                   weather="clear" if shunned == of.weather else of.weather)  # fmt: skip
+    assert -1 < both.weight < 0 and shunned in of.facts and left != of
+    assert (both.goal(3)[0] == render(replace(left, seed=3))).all()
+
+
+def test_two_lands_lie_beside_each_other_by_their_weights():
+    desert = next(of for k in itertools.count() if (of := scene(k)).ground == "desert")
+    snow = replace(desert, ground="snow")
+    first, second = (render(replace(one, seed=5)).astype(float) for one in (desert, snow))
+    for weight in (0.2, 0.5, 0.8):
+        picture, _ = mixture(desert, snow, weight, 5)
+        differ = np.abs(first - second).sum(2) > 60
+        nearer = (np.abs(picture - second).sum(2) < np.abs(picture - first).sum(2))[differ].mean()
+        assert abs(nearer - weight) < 0.25
+
+
 def test_the_vocabulary_covers_all_captions():
     bpe, rng = tokenizer(), np.random.default_rng(2)
     known = {token for text in all_words() for token in bpe.encode(text)}
@@ -344,7 +404,11 @@ def test_a_batch_names_as_many_pictures_as_it_has_texts(batches):
         assert len(batch.texts) == len(batch.facts) == len(batch.said) == everyone
         assert not (batch.said & ~batch.facts).any() and batch.said.any(1).all()
         assert len(batch.families) == len(FAMILIES) and len(batch.kin_texts) == len(FAMILIES) * SIZE
-        assert len(batch.loose) == len(batch.mentioned) == 16 and len(batch.loose.unique(dim=0)) > 8
+        assert len(batch.loose) == len(batch.mentioned) == len(batch.walkers) + 16
+        assert len(batch.loose.unique(dim=0)) > 8 and len(batch.weights) == len(batch.walkers)
+        of_one = batch.weights == 0  # no second text: the first once more
+        own = batch.texts[len(batch.texts) - len(of_one) :]
+        assert torch.equal(own[of_one], batch.loose[: len(of_one)][of_one])
         tail = batch.scenes[len(batch.scenes) - len(batch.painted) :]
         assert torch.equal(tail, batch.painted)  # the scenes that were painted are those of which it was done
         for number, (become, are) in zip(batch.families.tolist(), batch.pairs.tolist(), strict=False):

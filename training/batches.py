@@ -7,7 +7,7 @@ card, and training that was interrupted goes on with the same.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from vqclip.perceptor import tokenizer
 
+from .beside import Told, tell
 from .captions import all_words, caption, marked, sayable
 from .kin import FAMILIES, SIZE, family
-from .scenes import SIDE, render_and_things, scattered
+from .scenes import SIDE, scattered
 from .walkers import turns
 
 LOOKS = 4  # at each walker at a step: to paint one costs more than a look
@@ -86,10 +87,12 @@ class Batch(NamedTuple):
         walkers: (M,) whose turn it is, and of these `new` begin anew (places among the M).
         aimed: (A,) walkers of which these are the goals from now on: goals (A, GOALS, H, W, 3) uint8 of the same scene,
             otherwise laid out, places (A, GOALS, H, W) bool of their things.
+        weights: (M,) of the second text that each walker is told (see `beside.py`), 0 for those that are told one.
         texts: (S + K + M, context) a caption of each.
         facts, said: (S + K + M, F) bool, what of `captions.FACTS` is sayable of each, and what its caption mentions.
         families: (R,) the first of each family's kin, and kin_texts: (R * SIZE, context) what each of them is.
-        loose: (L, context) texts of scenes that are not rendered, held-out pairs among them; mentioned: (L, F) bool.
+        loose: (M + L, context) the walkers' second texts, and L of scenes that are not rendered, held-out pairs among
+            them; mentioned: (M + L, F) bool.
     """
 
     scenes: Tensor
@@ -100,6 +103,7 @@ class Batch(NamedTuple):
     aimed: Tensor
     goals: Tensor
     places: Tensor
+    weights: Tensor
     texts: Tensor
     facts: Tensor
     said: Tensor
@@ -111,11 +115,11 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Walk:
-    """What a walker is told (text, facts mentioned) all the way, and what is true of any of its goals."""
+    """What a walker is told all the way, and what is sayable of the scene that its first text is about."""
 
     number: int
     facts: frozenset[str]
-    caption: tuple[str, frozenset[str]]
+    told: Told
 
 
 class Captioned(torch.utils.data.IterableDataset):
@@ -167,15 +171,17 @@ class Captioned(torch.utils.data.IterableDataset):
         scenes = np.concatenate([fresh, self.painted["scene"][rows]])
         known = [(caption(self.scenes[k], rng), sayable(self.scenes[k])) for k in scenes]
         known += [((one.texts[i], one.said[i]), one.facts[i]) for one, (i, _) in zip(families, pairs, strict=False)]
-        known += [(walk.caption, walk.facts) for walk in walks]
+        known += [(walk.told.caption, walk.facts) for walk in walks]
         told, true = zip(*known, strict=True)
-        loose = [caption(scattered(int(k), held_out=True), rng) for k in rng.integers(2**31, size=self.loose)]
+        loose = [walk.told.beside for walk in walks]
+        loose += [caption(scattered(int(k), held_out=True), rng) for k in rng.integers(2**31, size=self.loose)]
         firsts, encode = np.array(numbers) * SIZE, self.vocabulary.encode
         return Batch(
             *map(torch.from_numpy, (scenes, rows, firsts[: len(pairs), None] + pairs)),
             torch.tensor([walker for walker, _, _ in turn], dtype=torch.long),
             torch.tensor([k for k, (_, _, begins) in enumerate(turn) if begins], dtype=torch.long),
             torch.tensor(aimed, dtype=torch.long), *map(torch.from_numpy, goals),
+            torch.tensor([walk.told.weight for walk in walks]),
             encode([text for text, _ in told]), torch.from_numpy(marked(true)),
             torch.from_numpy(marked(said for _, said in told)), torch.from_numpy(firsts),
             encode([text for one in families for text in one.texts]),
@@ -193,7 +199,8 @@ class Captioned(torch.utils.data.IterableDataset):
             kinds = [(kind, odds) for kind, odds in zip(self.kinds, WALKING, strict=True) if kind]
             kind = kinds[rng.choice(len(kinds), p=np.array([odds for _, odds in kinds]) / sum(o for _, o in kinds))][0]
             of = self.scenes[rng.choice(kind)]
+            told = tell(of, rng)
             for picture, where, seed in zip(*shown, rng.integers(2**31, size=GOALS), strict=True):
-                picture[:], where[:] = render_and_things(replace(of, seed=int(seed)))
-            self.walks[walker] = Walk(walk, sayable(of), caption(of, rng))
+                picture[:], where[:] = told.goal(int(seed))
+            self.walks[walker] = Walk(walk, sayable(of), told)
         return [walker for walker, _ in aimed], (goals, places)

@@ -18,34 +18,34 @@ LANGUAGES = ("en", "ru", "de", "es")
 # fact -> language -> forms, divided by |
 WORDS = {
     "desert": {"en": "desert|a desert|the desert|in the desert|sand desert|dunes|sand dunes|a hot desert|sahara",
-               "ru": "пустыня|в пустыне|песчаная пустыня|дюны|барханы|сахара",
+               "ru": "пустыня|в пустыне|песчаная пустыня|дюны|барханы|сахара|над пустыней|над дюнами|в дюнах",
                "de": "Wüste|die Wüste|in der Wüste|Dünen|Sanddünen|Sandwüste", "es": "desierto|el desierto|en el desierto|un desierto|dunas"},
     "sand": {"en": "sand|sandy|on the sand|yellow sand", "ru": "песок|на песке|песчаный", "de": "Sand|im Sand|sandig", "es": "arena|la arena|en la arena"},
-    "snow": {"en": "snow|in the snow|snowy|on snow|winter|white snow|snow covered", "ru": "снег|в снегу|на снегу|зима|снежный|зимой|под снегом",
+    "snow": {"en": "snow|in the snow|snowy|on snow|winter|white snow|snow covered", "ru": "снег|в снегу|на снегу|зима|снежный|зимой|под снегом|снежная|снежное|зимний|зимняя|зимнее|над снегом",
              "de": "Schnee|im Schnee|verschneit|Winter|der Schnee", "es": "nieve|la nieve|en la nieve|nevado|invierno"},
     "meadow": {"en": "meadow|a meadow|green hills|grass|a green field|in the meadow|grassland|field|hills|on the grass",
-               "ru": "луг|поле|на лугу|трава|зелёные холмы|в поле|зеленые холмы|лужайка", "de": "Wiese|auf der Wiese|Gras|grüne Hügel|Feld|im Gras",
+               "ru": "луг|поле|на лугу|трава|зелёные холмы|в поле|над лугом|над полем|лужайка", "de": "Wiese|auf der Wiese|Gras|grüne Hügel|Feld|im Gras",
                "es": "prado|en el prado|hierba|colinas verdes|campo|un campo verde"},
-    "sea": {"en": "sea|the sea|ocean|on the sea|water|blue sea|the ocean|at sea|waves", "ru": "море|на море|океан|вода|в море|синее море|волны",
+    "sea": {"en": "sea|the sea|ocean|on the sea|water|blue sea|the ocean|at sea|waves", "ru": "море|на море|океан|вода|в море|синее море|волны|над морем|над водой|в океане",
             "de": "Meer|das Meer|am Meer|Ozean|Wasser|auf dem Meer|See|Wellen", "es": "mar|el mar|en el mar|océano|agua|olas"},
-    "beach": {"en": "beach|a beach|on the beach|sandy beach|seaside|coast|shore", "ru": "пляж|на пляже|берег моря|побережье|песчаный пляж",
+    "beach": {"en": "beach|a beach|on the beach|sandy beach|seaside|coast|shore", "ru": "пляж|на пляже|берег моря|побережье|песчаный пляж|над пляжем|на побережье",
               "de": "Strand|am Strand|Sandstrand|Küste|der Strand", "es": "playa|la playa|en la playa|costa|una playa"},
-    "forest": {"en": "forest|a forest|in the forest|woods|the woods|pine forest|in the woods", "ru": "лес|в лесу|тайга|сосновый лес|еловый лес",
+    "forest": {"en": "forest|a forest|in the forest|woods|the woods|pine forest|in the woods", "ru": "лес|в лесу|тайга|сосновый лес|еловый лес|над лесом",
                "de": "Wald|im Wald|der Wald|Nadelwald|ein Wald", "es": "bosque|el bosque|en el bosque|un bosque"},
-    "city": {"en": "city|a city|in the city|skyline|city skyline|town|skyscrapers|buildings", "ru": "город|в городе|небоскрёбы|здания|мегаполис|небоскребы",
+    "city": {"en": "city|a city|in the city|skyline|city skyline|town|skyscrapers|buildings", "ru": "город|в городе|над городом|небоскрёбы|здания|мегаполис",
              "de": "Stadt|in der Stadt|Hochhäuser|eine Stadt|Gebäude|Wolkenkratzer", "es": "ciudad|la ciudad|en la ciudad|edificios|rascacielos"},
-    "mountains": {"en": "mountains|mountain|the mountains|in the mountains|rocks|peaks|a mountain", "ru": "горы|в горах|гора|скалы|вершины",
+    "mountains": {"en": "mountains|mountain|the mountains|in the mountains|rocks|peaks|a mountain", "ru": "горы|в горах|гора|скалы|вершины|над горами",
                   "de": "Berge|in den Bergen|Berg|Gebirge|Gipfel|die Berge", "es": "montañas|montaña|en las montañas|las montañas|picos"},
     "snowy mountains": {"en": "snowy mountains|snow mountains|snow capped mountains|alps|snowy peaks|mountains in the snow",
-                        "ru": "снежные горы|заснеженные горы|альпы|горы в снегу", "de": "Schneeberge|verschneite Berge|Alpen|Berge im Schnee",
+                        "ru": "снежные горы|заснеженные горы|альпы|горы в снегу|в снежных горах|над снежными горами|в альпах", "de": "Schneeberge|verschneite Berge|Alpen|Berge im Schnee",
                         "es": "montañas nevadas|alpes|picos nevados"},
-    "dawn": {"en": "dawn|at dawn|sunrise|morning|in the morning|early morning", "ru": "рассвет|на рассвете|утро|утром|восход",
+    "dawn": {"en": "dawn|at dawn|sunrise|morning|in the morning|early morning", "ru": "рассвет|на рассвете|утро|утром|восход|утренний|утренняя|утреннее",
              "de": "Morgen|am Morgen|Sonnenaufgang|Morgendämmerung|bei Sonnenaufgang", "es": "amanecer|al amanecer|mañana|por la mañana|el amanecer"},
-    "day": {"en": "day|by day|daytime|at noon|blue sky|under a blue sky|daylight|noon", "ru": "день|днём|полдень|голубое небо|днем|синее небо",
+    "day": {"en": "day|by day|daytime|at noon|blue sky|under a blue sky|daylight|noon", "ru": "день|днём|полдень|голубое небо|синее небо|дневной|дневная|дневное",
             "de": "Tag|am Tag|Mittag|blauer Himmel|tagsüber", "es": "día|de día|mediodía|cielo azul"},
-    "sunset": {"en": "sunset|at sunset|evening|dusk|in the evening|red sky|orange sky", "ru": "закат|на закате|вечер|вечером|красное небо",
+    "sunset": {"en": "sunset|at sunset|evening|dusk|in the evening|red sky|orange sky", "ru": "закат|на закате|вечер|вечером|красное небо|вечерний|вечерняя|вечернее",
                "de": "Sonnenuntergang|bei Sonnenuntergang|Abend|am Abend|Abendrot", "es": "atardecer|al atardecer|puesta de sol|tarde|ocaso"},
-    "night": {"en": "night|at night|by night|dark|midnight|night sky|darkness", "ru": "ночь|ночью|тёмный|полночь|ночное небо|темно",
+    "night": {"en": "night|at night|by night|dark|midnight|night sky|darkness", "ru": "ночь|ночью|тёмный|полночь|ночное небо|темно|ночной|ночная|ночное",
               "de": "Nacht|bei Nacht|nachts|dunkel|Mitternacht|Nachthimmel", "es": "noche|de noche|por la noche|oscuro|medianoche"},
     "clear": {"en": "clear sky|clear", "ru": "ясное небо|ясно", "de": "klarer Himmel|klar", "es": "cielo despejado|despejado"},
     "clouds": {"en": "clouds|cloudy|cloudy sky|under clouds", "ru": "облака|облачно|облачное небо|тучи", "de": "Wolken|bewölkt|Wolkenhimmel", "es": "nubes|nublado|cielo nublado"},
@@ -54,10 +54,10 @@ WORDS = {
     "fog": {"en": "fog|foggy|in the fog|mist|misty", "ru": "туман|в тумане|туманный|дымка", "de": "Nebel|im Nebel|neblig|Dunst", "es": "niebla|en la niebla|con niebla|bruma"},
     "sun": {"en": "sun|the sun|with the sun|sunny|a bright sun", "ru": "солнце|солнечно|яркое солнце", "de": "Sonne|die Sonne|sonnig", "es": "sol|el sol|soleado"},
     "moon": {"en": "moon|the moon|full moon|with a moon|moonlight", "ru": "луна|полная луна|с луной|лунный свет", "de": "Mond|der Mond|Vollmond|Mondlicht", "es": "luna|la luna|luna llena"},
-    "stars": {"en": "stars|starry sky|with stars|starry", "ru": "звёзды|звёздное небо|звезды", "de": "Sterne|Sternenhimmel", "es": "estrellas|cielo estrellado"},
+    "stars": {"en": "stars|starry sky|with stars|starry", "ru": "звёзды|звёздное небо", "de": "Sterne|Sternenhimmel", "es": "estrellas|cielo estrellado"},
     "rainbow": {"en": "rainbow|a rainbow|with a rainbow", "ru": "радуга|с радугой", "de": "Regenbogen|ein Regenbogen", "es": "arcoíris|un arcoíris"},
     "cactus": {"en": "cactus|a cactus|with a cactus|cacti|green cactus", "ru": "кактус|с кактусом|кактусы", "de": "Kaktus|ein Kaktus|Kakteen", "es": "cactus|un cactus"},
-    "pine": {"en": "pine|pine tree|a pine tree|fir|christmas tree|a fir tree|spruce|pine trees", "ru": "ёлка|сосна|ель|елка|с ёлкой", "de": "Tanne|eine Tanne|Kiefer|Tannenbaum|Fichte", "es": "pino|un pino|abeto"},
+    "pine": {"en": "pine|pine tree|a pine tree|fir|christmas tree|a fir tree|spruce|pine trees", "ru": "ёлка|сосна|ель|с ёлкой|сосны", "de": "Tanne|eine Tanne|Kiefer|Tannenbaum|Fichte", "es": "pino|un pino|abeto"},
     "tree": {"en": "tree|a tree|a green tree|with a tree|oak|trees", "ru": "дерево|с деревом|дуб|зелёное дерево|деревья", "de": "Baum|ein Baum|Eiche|Bäume", "es": "árbol|un árbol|roble|árboles"},
     "palm": {"en": "palm|palm tree|a palm tree|palms|palm trees", "ru": "пальма|с пальмой|пальмы", "de": "Palme|eine Palme|Palmen", "es": "palmera|una palmera|palmeras"},
     "house": {"en": "house|a house|cottage|hut|with a house|home|cabin", "ru": "дом|домик|изба|с домом|хижина", "de": "Haus|ein Haus|Hütte|Häuschen", "es": "casa|una casa|cabaña"},
@@ -74,18 +74,18 @@ WORDS = {
     "star": {"en": "a star|star shape", "ru": "звезда", "de": "Stern", "es": "estrella"},
 }  # fmt: skip
 
-# colour -> language -> the forms for masculine, feminine, neuter, plural
+# colour -> language -> the forms for masculine, feminine, neuter, plural, and after the word of ON
 COLOUR_WORDS = {
-    "red": {"en": "red", "ru": "красный красная красное красные", "de": "roter rote rotes rote", "es": "rojo roja rojo rojas"},
-    "orange": {"en": "orange", "ru": "оранжевый оранжевая оранжевое оранжевые", "de": "oranger orange oranges orange", "es": "naranja naranja naranja naranjas"},
-    "yellow": {"en": "yellow", "ru": "жёлтый жёлтая жёлтое жёлтые", "de": "gelber gelbe gelbes gelbe", "es": "amarillo amarilla amarillo amarillas"},
-    "green": {"en": "green", "ru": "зелёный зелёная зелёное зелёные", "de": "grüner grüne grünes grüne", "es": "verde verde verde verdes"},
-    "blue": {"en": "blue", "ru": "синий синяя синее синие", "de": "blauer blaue blaues blaue", "es": "azul azul azul azules"},
-    "purple": {"en": "purple", "ru": "фиолетовый фиолетовая фиолетовое фиолетовые", "de": "lila lila lila lila", "es": "morado morada morado moradas"},
-    "pink": {"en": "pink", "ru": "розовый розовая розовое розовые", "de": "rosa rosa rosa rosa", "es": "rosa rosa rosa rosas"},
-    "white": {"en": "white", "ru": "белый белая белое белые", "de": "weißer weiße weißes weiße", "es": "blanco blanca blanco blancas"},
-    "black": {"en": "black", "ru": "чёрный чёрная чёрное чёрные", "de": "schwarzer schwarze schwarzes schwarze", "es": "negro negra negro negras"},
-    "brown": {"en": "brown", "ru": "коричневый коричневая коричневое коричневые", "de": "brauner braune braunes braune", "es": "marrón marrón marrón marrones"},
+    "red": {"en": "red", "ru": "красный красная красное красные красном", "de": "roter rote rotes rote rotem", "es": "rojo roja rojo rojas rojo"},
+    "orange": {"en": "orange", "ru": "оранжевый оранжевая оранжевое оранжевые оранжевом", "de": "oranger orange oranges orange orangem", "es": "naranja naranja naranja naranjas naranja"},
+    "yellow": {"en": "yellow", "ru": "жёлтый жёлтая жёлтое жёлтые жёлтом", "de": "gelber gelbe gelbes gelbe gelbem", "es": "amarillo amarilla amarillo amarillas amarillo"},
+    "green": {"en": "green", "ru": "зелёный зелёная зелёное зелёные зелёном", "de": "grüner grüne grünes grüne grünem", "es": "verde verde verde verdes verde"},
+    "blue": {"en": "blue", "ru": "синий синяя синее синие синем", "de": "blauer blaue blaues blaue blauem", "es": "azul azul azul azules azul"},
+    "purple": {"en": "purple", "ru": "фиолетовый фиолетовая фиолетовое фиолетовые фиолетовом", "de": "lila lila lila lila lila", "es": "morado morada morado moradas morado"},
+    "pink": {"en": "pink", "ru": "розовый розовая розовое розовые розовом", "de": "rosa rosa rosa rosa rosa", "es": "rosa rosa rosa rosas rosa"},
+    "white": {"en": "white", "ru": "белый белая белое белые белом", "de": "weißer weiße weißes weiße weißem", "es": "blanco blanca blanco blancas blanco"},
+    "black": {"en": "black", "ru": "чёрный чёрная чёрное чёрные чёрном", "de": "schwarzer schwarze schwarzes schwarze schwarzem", "es": "negro negra negro negras negro"},
+    "brown": {"en": "brown", "ru": "коричневый коричневая коричневое коричневые коричневом", "de": "brauner braune braunes braune braunem", "es": "marrón marrón marrón marrones marrón"},
 }  # fmt: skip
 
 # coloured thing -> language -> noun and its gender (0 masculine, 1 feminine, 2 neuter, 3 plural)
@@ -104,9 +104,10 @@ NOUNS = {
 
 JOINTS = {
     "en": (" ", ", ", " and ", " with ", " under ", " over "), "ru": (" ", ", ", " и ", ", "),
-    "de": (" ", ", ", " und ", " mit "), "es": (" ", ", ", " y ", " con "),
+    "de": (" ", ", ", " und ", " mit ", " über "), "es": (" ", ", ", " y ", " con "),
 }  # fmt: skip
-ON = {"en": " on ", "es": " en "}  # before a background; in the other languages it would take another case
+# language -> what stands before a background, and what the background is called behind it
+ON = {"en": ("on", "background|ground"), "ru": ("на", "фоне"), "de": ("auf", "Hintergrund|Grund"), "es": ("en", "fondo")}
 OPENINGS = {
     "en": ("", "", "", "a painting of ", "a picture of ", "a photo of "), "ru": ("", "", "", "картина: "),
     "de": ("", "", "", "ein Bild: "), "es": ("", "", "", "una imagen de "),
@@ -119,10 +120,26 @@ def phrase(fact: str, language: str, rng: np.random.Generator) -> str:
         return str(rng.choice(WORDS[fact][language].split("|")))
     colour, thing = fact.split(" ")
     noun, gender = str(rng.choice(NOUNS[thing][language].split("|"))).rsplit(" ", 1)
-    forms = COLOUR_WORDS[colour][language].split(" ")
-    tint = forms[int(gender) % len(forms)]
+    tint = tinted(colour, language, int(gender))
     said = f"{noun} {tint}" if language == "es" else f"{tint} {noun}"
     return f"a {said}" if language == "en" and rng.random() < 0.5 else said
+
+
+def tinted(colour: str, language: str, form: int) -> str:
+    """A colour in one of its forms; English has but one."""
+    forms = COLOUR_WORDS[colour][language].split(" ")
+    return forms[form % len(forms)]
+
+
+def behind(background: str, language: str, rng: np.random.Generator) -> str:
+    """A background behind what stands on it: "on a yellow background", or "on yellow" alone."""
+    word, nouns = ON[language]
+    said, noun = tinted(background.split(" ")[0], language, 4), str(rng.choice(nouns.split("|")))
+    if rng.random() < 0.5 or language == "de":  # "auf gelbem" alone nobody says
+        said = f"{noun} {said}" if language == "es" else f"{said} {noun}"
+        if rng.random() < 0.5:
+            said = {"en": "a ", "es": "un "}.get(language, "") + said
+    return f"{word} {said}"
 
 
 def sayable(scene: Scene) -> frozenset[str]:
@@ -158,16 +175,20 @@ def caption(scene: Scene, rng: np.random.Generator, language: str = "") -> tuple
     said = [said[k] for k in rng.permutation(len(said))]
     text = phrase(said[0], language, rng)
     for fact in said[1:]:
-        joint = str(rng.choice(JOINTS[language]))
-        said_now = phrase(fact, language, rng)
-        if language in ON and fact.endswith(" background") and rng.random() < 0.6:
-            joint = ON[language]
-            if rng.random() < 0.5:  # "on yellow"
-                said_now = COLOUR_WORDS[fact.split(" ")[0]][language].split(" ")[0]
-        text += joint + said_now
+        if fact.endswith(" background") and rng.random() < 0.6:
+            text += " " + behind(fact, language, rng)
+        else:
+            text += str(rng.choice(JOINTS[language])) + phrase(fact, language, rng)
     if rng.random() < 0.3:
         text = str(rng.choice(OPENINGS[language])) + text
+    if rng.random() < 0.3:  # as most people type it
+        text = plain(text)
     return text, frozenset(said)
+
+
+def plain(text: str) -> str:
+    """A Russian text without the two dots that most leave out; any other as it is."""
+    return text.replace("ё", "е").replace("Ё", "Е")
 
 
 def all_words() -> list[str]:
@@ -176,7 +197,8 @@ def all_words() -> list[str]:
     texts += [form for words in COLOUR_WORDS.values() for forms in words.values() for form in forms.split(" ")]
     texts += [form[:-2] for words in NOUNS.values() for forms in words.values() for form in forms.split("|")]
     texts += [part for parts in (*JOINTS.values(), *OPENINGS.values()) for part in parts]
-    return texts
+    texts += [word for on, nouns in ON.values() for word in (on, *nouns.split("|"))]
+    return [*texts, "un", *map(plain, texts)]
 
 
 def parts(fact: str) -> tuple[str, ...]:

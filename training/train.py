@@ -184,13 +184,17 @@ def train_clip(recipe: DictConfig, scenes: tuple[np.ndarray, np.ndarray], painti
 def begin_with(judging: JudgesTraining, path: Path) -> None:
     """Take the weights of a CLIP that was shipped, without the guidance that it was given.
 
-    A tower that has more blocks now gets them at its end, and each hands on what it is given until it has learnt more
-    (Net2Net, Chen et al. 2015, arXiv 1511.05641).
+    Tokens that it never met begin as they would in a new one. A tower that has more blocks now gets them at its end,
+    and each hands on what it is given until it has learnt more (Net2Net, Chen et al. 2015, arXiv 1511.05641).
     """
     weights = load_file(path)
-    if not weights.pop("vocab").equal(judging.vocabulary.ids):
-        raise SystemExit(f"{path} knows other words than these captions are made of: train one from nothing")
-    there = judging.clip.state_dict()
+    there, met = judging.clip.state_dict(), weights.pop("vocab").tolist()
+    rows = judging.vocabulary.rows
+    if forgotten := [token for token in met if token not in rows]:
+        raise SystemExit(f"{path} knows {len(forgotten)} tokens that captions no longer have: train one from nothing")
+    embedded = there["token_embedding.weight"].clone()
+    embedded[[rows[token] for token in met]] = weights["token_embedding.weight"].float()
+    weights["token_embedding.weight"] = embedded
     new = {name: torch.zeros_like(value) if ".out_proj." in name or ".c_proj." in name else value
            for name, value in there.items() if ".resblocks." in name and name not in weights}  # fmt: skip
     judging.clip.load_state_dict({**{name: value.float() for name, value in weights.items()}, **new})

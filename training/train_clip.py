@@ -137,22 +137,27 @@ class JudgesTraining(pl.LightningModule):
         torch.manual_seed(at)
         whole, things, spoilt, share = self._standing(batch)
         standing = len(whole)
+        read = self.read(torch.cat([batch.texts, batch.loose]))
+        away = 1 - (read * self.sums(torch.cat([batch.said, batch.mentioned]))).sum(1).mean()
+        asked = read[: len(batch.texts)]
         if len(batch.walkers):
+            weight, beside = batch.weights[:, None], read[len(asked) : len(asked) + len(batch.walkers)]
+            both = F.normalize((1 - weight.abs()) * asked[standing:] + weight * beside, dim=1)
+            asked = torch.cat([asked[:standing], both])
             goal, place = self._walking(batch)
             whole, things = torch.cat([whole, goal]), torch.cat([things, place])
             spoilt = torch.cat([spoilt, self.walkers(batch.walkers)])
-            share = torch.cat([share, self.walkers.share[batch.walkers].flatten()])
+            spoilt_by = self.walkers.share[batch.walkers].flatten()
+            share = torch.cat([share, torch.where(batch.weights == 0, spoilt_by, 1)])  # of two texts neither is right
         everyone = torch.arange(len(whole), device=whole.device)
         looks = torch.cat([everyone[:standing], everyone[standing:].repeat(LOOKS)])
         right = (~batch.facts[looks]).float() @ batch.said[looks].float().mT == 0  # (B, T): nothing said is not so
-        read = self.read(torch.cat([batch.texts, batch.loose]))
-        away = 1 - (read * self.sums(torch.cat([batch.said, batch.mentioned]))).sum(1).mean()
-        read, spoilt, whole, things, share = (x[looks] for x in (read, spoilt, whole, things, share))
+        read, asked, spoilt, whole, things, share = (x[looks] for x in (read, asked, spoilt, whole, things, share))
         ways, grains = self._draw(len(whole), whole.shape[-1], at)
         with torch.autocast(whole.device.type, enabled=False):  # bfloat16 is too coarse to tell likenesses apart
             clear, goals, things = (cut(x.float(), ways) for x in (spoilt, whole, things))
             glimpses, things = (clear + grains).clamp(0, 1), things.clamp(0, 1)
-            seen, uphill = self.uphill(dict(self.clip.visual.named_parameters()), glimpses, read, self.average,
+            seen, uphill = self.uphill(dict(self.clip.visual.named_parameters()), glimpses, asked, self.average,
                                        self.spread, self._computed_in)  # fmt: skip
             if len(batch.walkers):
                 led = uncut(uphill.detach(), ways)[standing:].unflatten(0, (LOOKS, -1)).sum(0)
