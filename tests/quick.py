@@ -5,6 +5,8 @@
 The judge is a fixed random projection, so its words mean nothing; what it likes is as definite as with CLIP.
 """
 
+import time
+
 import torch
 import torch.nn.functional as F
 
@@ -50,3 +52,12 @@ def run(prompts="desert:50 | snow:25", *, vqgan=None, clip=None, **changes):
 def paint(run):
     """The codes of all further frames: (T, h, w)."""
     return torch.stack([frame.codes for frame in run])
+
+
+def until(condition):
+    """Wait for what another thread brings."""
+    for _ in range(60_000):
+        if condition():
+            return
+        time.sleep(0.001)  # lets it have its turn
+    raise AssertionError("it did not come")

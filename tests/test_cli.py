@@ -78,6 +78,8 @@ def test_a_preflight_says_what_would_be_and_paints_nothing(vqclip, home):
     assert code == 0 and "painted at 34x32" in out and "desert 67 % · snow 33 %" in out
     assert [line.partition(":")[0] for line in out.splitlines()[3:]] == ["memory", "time", "video", "disk"]
     assert "for 31 frames" in out and set((home / "sessions").iterdir()) == before
+    code, out, _ = vqclip("preflight", "desert", *TINY, "--seeds", "3")
+    assert code == 0 and out.splitlines()[-1] == "3 pictures side by side, 1 at once; this is of each"
 
 
 def test_a_picture_is_recipe_enough(vqclip):

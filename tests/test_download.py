@@ -17,11 +17,15 @@ import requests
 import tiny
 import torch
 from omegaconf import OmegaConf
+from quick import until
 
 import vqclip
 from vqclip import checkpoints, download
 from vqclip.catalogue import CheckpointError
 from vqclip.cli import main
+from vqclip.panel import Panel
+from vqclip.player import Player
+from vqclip.settings import Settings
 
 
 @pytest.fixture(scope="module")
@@ -278,6 +282,23 @@ def test_ctrl_c_says_that_nothing_is_lost(mirror, tmp_path, monkeypatch, capsys)
     assert 0 < part < len(mirror.data)
     assert_fetched(vqclip.fetch("mine", tmp_path), tmp_path)
     assert mirror.requests[-1] == ("good", part, "Range")
+
+
+def test_a_player_that_is_stopped_breaks_a_download_off_and_goes_on_there(mirror, tmp_path, files):
+    home = shutil.copytree(files, tmp_path / "checkpoints")
+    catalogue(home, row(mirror, "stalls"))
+    mirror.burst = len(mirror.data) // 2 + 1  # so that it cannot be through by itself
+    settings = Settings(vqgan="mine", clip="vit", size=(16, 16), steps=2, cutouts=2)
+    player, part = Player(settings, tmp_path), home / "mine.ckpt.part"
+    player.play()
+    until(lambda: player.fetched)
+    assert player.fetched[1] == len(mirror.data) and "Fetching the painter" in Panel(player).status.value
+    player.stop()
+    assert (player.state, player.error, player.session) == ("stopped", None, None)
+    assert 0 < part.stat().st_size < len(mirror.data)
+    player.play()
+    until(lambda: not player.alive)
+    assert (player.state, player.frame.step) == ("done", 2) and mirror.requests[-1][2] == "Range"
 
 
 def test_two_at_once_fetch_once(mirror, tmp_path):

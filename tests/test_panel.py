@@ -6,7 +6,6 @@ import itertools
 import re
 import shutil
 import string
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import yaml  # which pytorch-lightning brings
 from PIL import Image
+from quick import until
 
 import vqclip
 from vqclip import drawings, hearing, strings
@@ -33,14 +33,6 @@ TINY = Settings(vqgan="vqgan", clip="vit", size=(16, 16), steps=6, cutouts=2, de
 def home(tmp_path, files):
     shutil.copytree(files, tmp_path / "checkpoints")
     return tmp_path
-
-
-def until(condition):
-    for _ in range(60_000):
-        if condition():
-            return
-        time.sleep(0.001)  # lets the player's thread have its turn
-    raise AssertionError("it did not come")
 
 
 # The player

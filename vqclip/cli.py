@@ -74,10 +74,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
-    sub = command(_generate, "generate", "paint a picture; the last line printed is the session's folder")
-    _ask(sub)
-    sub.add_argument("--seeds", type=int, default=1, metavar="N",
-                     help="paint N pictures side by side, with this seed and those that follow")  # fmt: skip
+    _ask(command(_generate, "generate", "paint a picture; the last line printed is the session's folder"))
     _ask(command(_preflight, "preflight",
                  "say what a run would be, its memory, time, disk and video, after three steps of it"))  # fmt: skip
     sub = command(_continue, "continue", "go on with a session exactly where it stood")
@@ -110,6 +107,8 @@ def _ask(sub: argparse.ArgumentParser) -> None:
                      help="begin with the recipe inside a picture or video, and what was changed")  # fmt: skip
     sub.add_argument("--settings", metavar="FILE", help="begin with a YAML file of settings")
     sub.add_argument("--preset", choices=PRESETS, help="how long and how closely to look")
+    sub.add_argument("--seeds", type=int, default=1, metavar="N",
+                     help="N pictures side by side, with this seed and those that follow")  # fmt: skip
 
 
 def _asked(arguments: argparse.Namespace) -> tuple[Settings, dict]:
@@ -135,29 +134,40 @@ def _asked(arguments: argparse.Namespace) -> tuple[Settings, dict]:
     return settings.override(changes), steering
 
 
-def _generate(arguments: argparse.Namespace) -> None:
+def _batch(arguments: argparse.Namespace, folder: Path):
+    """The runs that a command line asks for, side by side; `folder` is the workspace."""
     settings, steering = _asked(arguments)
     if arguments.seeds < 1:
         raise SettingsError(f"--seeds {arguments.seeds}: at least one picture is to be painted")
     from .batch import generate_batch
+
+    seeds = range(settings.seed, settings.seed + arguments.seeds)
+    return generate_batch(settings=settings, root=folder / "checkpoints", steering=steering, seeds=seeds)
+
+
+def _generate(arguments: argparse.Namespace) -> None:
     from .session import Session, workspace
 
     folder = workspace(arguments.workspace)
-    seeds = range(settings.seed, settings.seed + arguments.seeds)
-    batch = generate_batch(settings=settings, root=folder / "checkpoints", steering=steering, seeds=seeds)
+    batch = _batch(arguments, folder)
     _paint(batch, [Session.create(folder, run) for run in batch.runs])
 
 
 def _preflight(arguments: argparse.Namespace) -> None:
-    settings, _ = _asked(arguments)
     from .preflight import look, pace
-    from .run import generate
     from .session import workspace
 
     folder = workspace(arguments.workspace)
-    run = generate(settings=settings, root=folder / "checkpoints")
-    report = look(run, folder)
-    print("\n".join((replace(report, seconds=pace(run)) if report.fits else report).lines()))
+    batch = _batch(arguments, folder)
+    report = look(batch.runs[0], folder)
+    print("\n".join((replace(report, seconds=pace(batch.runs[0])) if report.fits else report).lines()))
+    _say_of_each(batch)
+
+
+def _say_of_each(batch) -> None:
+    """Of several pictures: how many are painted at once, and that what was said is of one."""
+    if len(batch.runs) > 1:
+        print(f"{len(batch.runs)} pictures side by side, {batch.at_once} at once; this is of each")
 
 
 def _continue(arguments: argparse.Namespace) -> None:
@@ -175,7 +185,7 @@ def _continue(arguments: argparse.Namespace) -> None:
 
 
 def _paint(batch, sessions) -> None:
-    """Show a bar with every prompt's similarity; whatever happens, say where the sessions are."""
+    """Show a bar with the similarity of every prompt, of the first; whatever happens, say where the sessions are."""
     from tqdm import tqdm
 
     from .preflight import look, paced
@@ -183,8 +193,7 @@ def _paint(batch, sessions) -> None:
 
     run, folders = batch.runs[0], "\n".join(str(session.path) for session in sessions)
     print("\n".join(look(run, sessions[0].path).lines()))
-    if len(sessions) > 1:
-        print(f"{len(sessions)} pictures side by side, {batch.at_once} at once; this is of each, the bar of the first")
+    _say_of_each(batch)
     try:
         first = (frames[0] for frames in batch.record(sessions))
         for _ in progress(paced(first, run, tqdm.write), run):

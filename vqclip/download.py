@@ -14,6 +14,8 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from itertools import chain
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -33,8 +35,26 @@ PAUSE = 1.0  # seconds before the next attempt, doubled each time
 ABOUT = 0.1  # by how much a size that is only known approximately may be off
 
 
+Watcher = Callable[[int, int], object]
+_watcher: ContextVar[Watcher] = ContextVar("watcher", default=lambda done, whole: None)
+
+
 class MirrorError(Exception):
     """Why a mirror is given up."""
+
+
+@contextmanager
+def watched(by: Watcher) -> Iterator[None]:
+    """Within it, downloads of this thread call `by(done, whole)` again and again, with bytes.
+
+    What that raises breaks the download off, and what came is kept; a KeyboardInterrupt is as good as Ctrl-C, which
+    itself reaches the main thread alone.
+    """
+    token = _watcher.set(by)
+    try:
+        yield
+    finally:
+        _watcher.reset(token)
 
 
 def layout(head: bytes) -> str | None:
@@ -79,7 +99,9 @@ def download(mirrors: Sequence[str], target: Path, *, size: int, about: bool = F
         for url in mirrors:
             part = part_of(target, sha256, url)
             try:
-                return url, _fetch(url, part, size, about, sha256, check, bar), part
+                digest = _fetch(url, part, size, about, sha256, check, bar)
+                _watcher.get()(size, size)
+                return url, digest, part
             except MirrorError as reason:
                 reasons.append(f"{urlsplit(url).hostname} {reason}")
                 bar.write(f"{target.stem}: {reasons[-1]}", file=sys.stderr)
@@ -121,6 +143,7 @@ def _gather(url: str, part: Path, size: int, about: bool, bar: tqdm) -> None:
     begun = longest = _length(part)
     futile, whole = 0, None if about else size
     while whole is None or _length(part) < whole:
+        _watcher.get()(_length(part), size)
         try:
             whole = _stream(url, part, size, about, bar)
             if whole is None or _length(part) >= whole:
@@ -174,6 +197,7 @@ def _stream(url: str, part: Path, size: int, about: bool, bar: tqdm) -> int | No
                     raise MirrorError("sends more and more")
                 file.write(block)
                 bar.update(len(block))
+                _watcher.get()(file.tell(), whole or size)
     return size if whole is None and not about else whole
 
 

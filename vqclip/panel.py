@@ -15,6 +15,7 @@ from typing import Any
 import ipywidgets
 from PIL import Image
 
+from .catalogue import size
 from .drawings import bar, curve, style_sheet
 from .hearing import Ear
 from .player import Player
@@ -147,7 +148,10 @@ class Panel:
         error = player.error
         again = self.words("again_page" if self.on_play else "again_cell")
         state = "stopping_load" if player.state == "stopping" and player.run is None else player.state
-        text = self.words(state, reason=reason(error).rstrip("."), again=again)
+        done, whole = player.fetched or (0, 0)
+        if state == "loading" and done:
+            state = "fetching"
+        text = self.words(state, reason=reason(error).rstrip("."), again=again, done=size(done), whole=size(whole))
         where = self.words("kept", path=player.session.path) if player.session else ""
         return (f'<div class="vqclip-status{" vqclip-failed" * bool(error)}" role="status">{escape(text)}</div>'
                 f'<div class="vqclip-fine">{escape(where)}</div>')  # fmt: skip

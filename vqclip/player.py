@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .download import watched
 from .run import Frame, Run, check_steerable, generate
 from .session import Session, workspace
 from .settings import Settings
@@ -76,6 +77,7 @@ class Player:
         session, run: once loaded.
         frame: the newest.
         history: of the whole session.
+        fetched: (bytes so far, bytes in all) of a checkpoint that is being fetched.
         speed: steps a second of late; None before two steps were made.
     """
 
@@ -88,6 +90,7 @@ class Player:
         self._state, self.error = "ready", None
         self.frame: Frame | None = None
         self.history = History()
+        self.fetched: tuple[int, int] | None = None
         self.speed: float | None = None
         self._steps = session.steps if session else self.settings.steps
         self._wanted: dict[str, Any] = {}  # changes that the run has not been told yet
@@ -134,7 +137,7 @@ class Player:
                 return
         if self._thread:
             self._thread.join()  # all that is left to it is to put things on disk
-        self.error, self._leaving = None, False
+        self.error, self.fetched, self._leaving = None, None, False
         self._state = "painting" if self.run else "loading"
         self._thread = threading.Thread(target=self._work, name="vqclip player", daemon=True)
         self._thread.start()
@@ -144,7 +147,10 @@ class Player:
         self._going.clear()
 
     def halt(self) -> None:
-        """End after the step that is being made, or once all is loaded; does not wait for it."""
+        """End after the step that is being made, or once all is loaded; does not wait for it.
+
+        A download is broken off, and goes on there when it is played again.
+        """
         self._halting.set()
         self._going.set()
 
@@ -162,10 +168,12 @@ class Player:
     def _work(self) -> None:
         try:
             if self.run is None:
-                self._load()
+                with watched(self._fetches):
+                    self._load()
             self._state = "stopped" if self._ends() or not self._to_the_end() else "done"
         except BaseException as error:  # of whatever kind: its place is in the panel and in the cell, not in a thread
-            self.error, self._state = error, "failed"
+            broken_off = isinstance(error, KeyboardInterrupt) and self._ends()
+            self.error, self._state = (None, "stopped") if broken_off else (error, "failed")
 
     def _to_the_end(self) -> bool:
         """Make steps and keep them; False if it was asked to end before the last."""
@@ -192,6 +200,11 @@ class Player:
             run = generate(settings=self.settings, root=checkpoints)
         run.steps = self._steps
         self.run = run
+
+    def _fetches(self, done: int, whole: int) -> None:
+        self.fetched = None if done >= whole else (done, whole)  # then it is read and converted
+        if self._halting.is_set():
+            raise KeyboardInterrupt
 
     def _ends(self) -> bool:
         """Whether it was asked to end. From then on it cannot be taken back."""
