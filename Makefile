@@ -88,6 +88,7 @@ $(WITH): $(VENV)/installed-%: $(VENV)/installed
 
 $(VENV)/installed-browser: $(VENV)/installed-test
 	$(PIP) --editable ".[browser]"
+	$(FITTING)
 	touch $@
 
 $(VENV)-colab/installed: requirements.txt constraints.txt setup.py

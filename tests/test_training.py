@@ -48,6 +48,7 @@ from training.scenes import (
     scene,
     with_other_things,
 )
+from training.train import stay_near
 from training.train_clip import Sums, ahead, cut, uncut
 from training.walkers import Walkers, turns
 from vqclip.perceptor import openai_clip, tokenizer
@@ -574,6 +575,18 @@ clip.walkers.length=3 clip.walkers.each=1 clip.chunk=12 clip.chunks.random=1 cli
 clip.chunks.soft=1 clip.chunks.bent=1 clip.network.transformer_layers=1 clip.network.transformer_width=64
 clip.network.transformer_heads=1 clip.network.embed_dim=32 clip.network.vision_layers=1 clip.network.vision_width=64
 """.split()
+
+
+def test_an_image_tower_stays_as_near_to_what_it_was_as_is_asked():
+    one, other = tiny.clip(seed=1), tiny.clip(seed=2)
+    before = {name: value.clone() for name, value in other.state_dict().items() if "resblocks.1" not in name}
+    after = {name: value.clone() for name, value in one.state_dict().items()}
+    stay_near(one, before, 0.25)
+    for name, value in one.state_dict().items():
+        near = name.startswith("visual.") and name in before
+        expected = 0.75 * after[name] + 0.25 * before[name] if near else after[name]
+        torch.testing.assert_close(value, expected)
+    assert any(name.startswith("visual.") and "resblocks.1" in name for name in after)
 
 
 def curve(folder: Path, stage: str, name: str) -> list[float]:

@@ -206,6 +206,18 @@ def begin_with(judging: JudgesTraining, path: Path) -> None:
         judging.sums.fit(torch.from_numpy(marked(said)), judging.read(judging.vocabulary.encode(texts)))
 
 
+@torch.no_grad()
+def stay_near(clip, before: dict[str, Tensor], share: float) -> None:
+    """Take a share of the weights that a CLIP's image tower had `before` training back in.
+
+    What it learns anew costs some of what it knew; halfway between the two there is nearly all of both (WiSE-FT,
+    Wortsman et al. 2021, arXiv 2109.01903). A block that was not there before stays as it is.
+    """
+    for name, value in clip.visual.named_parameters(prefix="visual"):
+        if name in before:
+            value.lerp_(before[name].to(value), share)
+
+
 def some_captions(judging: JudgesTraining) -> Tensor:
     """Captions (1000, context) of the first scenes, the same for ever."""
     rng = np.random.default_rng(0)
@@ -232,6 +244,8 @@ def train(recipe: DictConfig) -> None:
     painting = kept_vqgan(recipe, scenes[0]) if recipe.begin else train_vqgan(recipe, scenes[0])
     judging = train_clip(recipe, scenes, painting)
     judging.clip.cpu()
+    if recipe.begin:
+        stay_near(judging.clip, load_file(Path(recipe.begin) / "clip.safetensors"), recipe.clip.kept)
     guide(judging.clip, some_captions(judging), recipe.clip.guidance)
     out = Path(recipe.out)
     out.mkdir(parents=True, exist_ok=True)
