@@ -27,8 +27,11 @@ def sweep(a: str, b: str) -> list[str]:
 
 
 def without(entry: dict) -> str:
-    """The prompt of an entry of `negatives`, with its thing shunned."""
-    return f"{entry['prompt']} | {entry['without']}:-0.5"
+    """The prompt of an entry of `negatives`, with its thing shunned as much as the whole prompt is asked for.
+
+    Half of that, beside a prompt that names the thing, leaves it asked for: gradients add up.
+    """
+    return f"{entry['prompt']} | {entry['without']}:-1"
 
 
 def named(facts) -> Scene:
