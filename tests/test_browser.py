@@ -41,6 +41,7 @@ def test_the_studio_in_jupyterlab(tmp_path):
         command = {"theme": "JupyterLab Dark"}
         browser.command(page, "apputils:change-theme", **command)
         page.wait_for_selector("body[data-jp-theme-light=false]", state="attached")
+        page.wait_for_selector("#jupyterlab-splash", state="detached")
         studio.shoot("dark-paused")
         studio.press("Paint")
         studio.paints_on()

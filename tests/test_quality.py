@@ -86,7 +86,7 @@ def test_prompts_are_one_piece_and_negatives_two():
     assert all(len(parse(p[language])) == 1 for p in PROMPTS for language in LANGUAGES)
     for entry in BOOK["negatives"]:
         plain, shunned = parse(without(entry))
-        assert (plain.text, shunned.text, shunned.weight) == (entry["prompt"], entry["without"], -0.5)
+        assert (plain.text, shunned.text, shunned.weight) == (entry["prompt"], entry["without"], -1)
     assert [[p.weight for p in parse(text)] for text in sweep("day", "night")] == [
         [0.1, 0.9], [0.3, 0.7], [0.5, 0.5], [0.7, 0.3], [0.9, 0.1]]  # fmt: skip
 

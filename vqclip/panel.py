@@ -235,7 +235,7 @@ def _heading(text: str, tip: str = "") -> ipywidgets.HTML:
 
 def _told(tip: str) -> ipywidgets.HTML:
     """A mark to point at, for what can have no tooltip: an Image has none in ipywidgets 7, and breaks with one in 8."""
-    told = ipywidgets.HTML(f'<span role="img" aria-label="{escape(tip)}" title="{escape(tip)}">ⓘ</span>')
+    told = ipywidgets.HTML(f'<span role="img" aria-label="{escape(tip)}" title="{escape(tip)}">i</span>')
     told.add_class("vqclip-told")
     return told
 
