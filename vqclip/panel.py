@@ -149,7 +149,7 @@ class Panel:
         again = self.words("again_page" if self.on_play else "again_cell")
         state = "stopping_load" if player.state == "stopping" and player.run is None else player.state
         done, whole = player.fetched or (0, 0)
-        if state == "loading" and done:
+        if state == "loading" and whole:
             state = "fetching"
         text = self.words(state, reason=reason(error).rstrip("."), again=again, done=size(done), whole=size(whole))
         where = self.words("kept", path=player.session.path) if player.session else ""
