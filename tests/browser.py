@@ -189,3 +189,11 @@ def open_in_lab(page, port, name):
 def command(page, name, **arguments):
     """Run one of JupyterLab's commands, without waiting for its end."""
     page.evaluate("([name, args]) => { window.jupyterapp.commands.execute(name, args); }", [name, arguments])
+
+
+def change_theme(page, name):
+    """Give JupyterLab its "Light" or "Dark" theme, and wait until it is all there."""
+    command(page, "apputils:change-theme", theme=f"JupyterLab {name}")
+    light = str(name == "Light").lower()
+    page.wait_for_selector(f"body[data-jp-theme-light={light}]", state="attached")
+    page.wait_for_selector("#jupyterlab-splash", state="detached")

@@ -38,10 +38,7 @@ def test_the_studio_in_jupyterlab(tmp_path):
         page.wait_for_timeout(1000)
         assert studio.step() == at
         studio.shoot("light-paused")
-        command = {"theme": "JupyterLab Dark"}
-        browser.command(page, "apputils:change-theme", **command)
-        page.wait_for_selector("body[data-jp-theme-light=false]", state="attached")
-        page.wait_for_selector("#jupyterlab-splash", state="detached")
+        browser.change_theme(page, "Dark")
         studio.shoot("dark-paused")
         studio.press("Paint")
         studio.paints_on()

@@ -15,7 +15,6 @@ sys.path.insert(0, str(ROOT / "tests"))
 import browser  # noqa: E402
 
 PROMPTS, MOVED, STEPS = "lighthouse at sunset:.8 | the sea:.2", (1, 0.4), 100
-THEMES = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}
 
 
 def main() -> None:
@@ -32,14 +31,12 @@ def main() -> None:
             studio.wait(lambda: studio.status() == "Paused", "the pause")
             page.mouse.click(2, 2)  # nowhere, so that nothing has the keyboard
             page.add_style_tag(content=".vqclip-status + .vqclip-fine { display: none }")  # a temporary folder's name
-            for name, theme in THEMES.items():
-                browser.command(page, "apputils:change-theme", theme=theme)
-                light = str(name == "light").lower()
-                page.wait_for_selector(f"body[data-jp-theme-light={light}]", state="attached")
-                page.wait_for_timeout(500)  # until the theme's colours have faded in
+            for theme in ("Light", "Dark"):
+                browser.change_theme(page, theme)
+                page.wait_for_timeout(500)  # until its colours have faded in
                 studio.panel.scroll_into_view_if_needed()
                 shot = Image.open(BytesIO(studio.panel.screenshot()))
-                shot.save(ROOT / "media" / f"studio-{name}.webp", quality=85)
+                shot.save(ROOT / "media" / f"studio-{theme.lower()}.webp", quality=85)
 
 
 if __name__ == "__main__":

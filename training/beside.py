@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from .captions import LANGUAGES, caption, phrase
+from .captions import any_language, caption, phrase
 from .scenes import GROUNDS, HELD_OUT, SIDE, TIMES, Scene, render_and_things
 
 ODDS = {"split": 0.15, "mixed": 0.15, "shunned": 0.15}  # of walkers in a land; the others are told one text
@@ -43,7 +43,7 @@ class Told(NamedTuple):
 
 def tell(of: Scene, rng: np.random.Generator, odds: dict[str, float] = ODDS) -> Told:
     """One text about a scene, or two, in one language; two as often as the odds of each kind say, where it can be."""
-    language = str(rng.choice(LANGUAGES, p=(0.4, 0.2, 0.2, 0.2)))
+    language = any_language(rng)
     first, kind = caption(of, rng, language), str(rng.choice(["", *odds], p=[1 - sum(odds.values()), *odds.values()]))
     other = _other(of, rng)
     if kind == "split" and of.ground:

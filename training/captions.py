@@ -152,6 +152,11 @@ def sayable(scene: Scene) -> frozenset[str]:
     return scene.facts - ({"mountains", "sea", "snow"} - {scene.ground})
 
 
+def any_language(rng: np.random.Generator) -> str:
+    """One of LANGUAGES, English twice as often as any other."""
+    return str(rng.choice(LANGUAGES, p=(0.4, 0.2, 0.2, 0.2)))
+
+
 def caption(scene: Scene, rng: np.random.Generator, language: str = "") -> tuple[str, frozenset[str]]:
     """A text about a scene, and the facts that it mentions: one to all of them, in any order.
 
@@ -159,7 +164,7 @@ def caption(scene: Scene, rng: np.random.Generator, language: str = "") -> tuple
     out, so that what is not said may be taken to be ordinary: a gradient cannot learn to paint what its caption leaves
     open, and a picture that is still grey would pass for fog.
     """
-    language = language or str(rng.choice(LANGUAGES, p=(0.4, 0.2, 0.2, 0.2)))
+    language = language or any_language(rng)
     once = {name if rng.random() < 0.8 else f"{colour} {name}" for name, colour in scene.objects if colour}
     facts = [f for f in sorted(sayable(scene) - once) if f != "clear" or rng.random() < 0.2]
     aside = {"sand", "clear"}  # true, but hardly what one would say

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .captions import JOINTS, LANGUAGES, phrase, sayable
+from .captions import JOINTS, any_language, phrase, sayable
 from .scenes import COLOURED, COLOURS, GROUNDS, HELD_OUT, SHAPES, STANDING, WEATHERS, Scene, scattered
 
 SIZE = 4  # of a family
@@ -90,7 +90,7 @@ def kin(k: int) -> Scene:
 
 def family(number: int, rng: np.random.Generator) -> Family:
     """The family of a number, told of in one language; its scenes are `kin` from number * SIZE on."""
-    language, seed = str(rng.choice(LANGUAGES, p=(0.4, 0.2, 0.2, 0.2))), int(rng.integers(2**31))
+    language, seed = any_language(rng), int(rng.integers(2**31))
     alike = relatives(number)
     texts, said = zip(*(told(of, own, language, np.random.default_rng(seed)) for of, own in alike), strict=True)
     return Family(tuple(sayable(of) for of, _ in alike), texts, said)
