@@ -98,8 +98,8 @@ class JudgesTraining(pl.LightningModule):
         pointing: weight of the gradients' direction against the contrastive loss.
         walkers: what is moved along; they know the mosaic that shows spoilt pictures where the batch brings none.
         stock: all pictures that batches name.
-        guidance: the share of the mean text that is taken out of what walkers are told when they are moved, as it will
-            be when runs are: they are to learn from where those really come.
+        guidance: the share of the mean text that is taken out of what walkers are told, as runs will be told it. Their
+            texts then stay where they are: a text tower that learnt from them would put the mean back in.
         seed: of all glimpses; a step draws the same whether or not training was interrupted before it.
         compiled: have torch compile the gradient: a minute first, and it wants a C compiler on a processor.
     """
@@ -114,7 +114,7 @@ class JudgesTraining(pl.LightningModule):
         self.clip = openai_clip("model").CLIP(**network, vocab_size=len(self.vocabulary.ids))
         nn.init.constant_(self.clip.logit_scale, np.log(10.0))
         self.sums = Sums(network["embed_dim"])
-        self.uphill = torch.compile(uphill, dynamic=False) if compiled else uphill
+        self.uphill = torch.compile(uphill) if compiled else uphill
         self.register_buffer("average", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("spread", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
 
@@ -145,9 +145,8 @@ class JudgesTraining(pl.LightningModule):
         if len(batch.walkers):
             weight, beside = batch.weights[:, None], read[len(asked) : len(asked) + len(batch.walkers)]
             both = (1 - weight.abs()) * asked[standing:] + weight * beside
-            taken = self.hparams.guidance * (1 - weight.abs() + weight) / both.norm(dim=1, keepdim=True)
-            taken = (taken * read.mean(0)).detach()  # (M, D), what guidance takes out of what each is told
-            asked = torch.cat([asked[:standing], F.normalize(both, dim=1)])
+            common = self.hparams.guidance * (1 - weight.abs() + weight) * read.mean(0)
+            asked = torch.cat([asked[:standing], F.normalize(both - common, dim=1).detach()])
             goal, place = self._walking(batch)
             whole, things = torch.cat([whole, goal]), torch.cat([things, place])
             spoilt = torch.cat([spoilt, self.walkers(batch.walkers)])
@@ -161,11 +160,10 @@ class JudgesTraining(pl.LightningModule):
         with torch.autocast(whole.device.type, enabled=False):  # bfloat16 is too coarse to tell likenesses apart
             clear, goals, things = (cut(x.float(), ways) for x in (spoilt, whole, things))
             glimpses, things = (clear + grains).clamp(0, 1), things.clamp(0, 1)
-            seen, uphill = self._uphill(glimpses, asked)
+            seen, uphill = self.uphill(dict(self.clip.visual.named_parameters()), glimpses, asked, self.average,
+                                       self.spread, self._computed_in)  # fmt: skip
             if len(batch.walkers):
-                with torch.no_grad():
-                    led = uphill[standing:] - self._uphill(glimpses[standing:], taken.repeat(LOOKS, 1))[1]
-                    led = uncut(led, tuple(way[standing:] for way in ways)).unflatten(0, (LOOKS, -1)).sum(0)
+                led = uncut(uphill.detach(), ways)[standing:].unflatten(0, (LOOKS, -1)).sum(0)
                 self.walkers.walk(batch.walkers, led)
             logits = self.clip.logit_scale.exp().clamp(max=30) * seen @ read.T  # (B, T)
             return {"telling": agree(logits, right, (1 - share) ** 2), "kin": self._kin(batch, at),
@@ -214,11 +212,6 @@ class JudgesTraining(pl.LightningModule):
         own = torch.arange(SIZE, device=logits.device).repeat(count)
         backwards = logits.unflatten(0, (count, SIZE)).mT.flatten(0, 1)
         return (F.cross_entropy(logits, own) + F.cross_entropy(backwards, own)) / 2
-
-    def _uphill(self, glimpses: Tensor, read: Tensor) -> tuple[Tensor, Tensor]:
-        """`gradient.uphill` of the tower as it is."""
-        weights = dict(self.clip.visual.named_parameters())
-        return self.uphill(weights, glimpses, read, self.average, self.spread, self._computed_in)
 
     @property
     def _computed_in(self) -> torch.dtype:
