@@ -49,7 +49,7 @@ from training.scenes import (
     with_other_things,
 )
 from training.train import stay_near
-from training.train_clip import Sums, ahead, cut, uncut
+from training.train_clip import Sums, ahead, as_runs, cut, uncut
 from training.walkers import Walkers, turns
 from vqclip.perceptor import openai_clip, tokenizer
 
@@ -564,6 +564,18 @@ def test_guidance_takes_what_all_texts_have_in_common_out_of_each():
     assert torch.allclose(after, before - 0.4 * before.mean(0), atol=1e-4 * before.abs().max())
     alike, less = (torch.nn.functional.cosine_similarity(x[:, None], x[None], dim=2).mean() for x in (before, after))
     assert less < alike - 0.05
+
+
+def test_walkers_are_told_what_runs_are_told_and_their_texts_learn_nothing_by_it():
+    torch.manual_seed(0)
+    first, second = (torch.nn.functional.normalize(torch.randn(3, 8)).requires_grad_() for _ in range(2))
+    common, weight = 0.5 * torch.randn(8), torch.tensor([0.0, 0.25, -0.5])
+    as_unit = lambda x: x / x.norm()  # noqa: E731
+    told = as_runs(first, second, weight, common)
+    assert not told.requires_grad and torch.allclose(told.norm(dim=1), torch.ones(3))
+    assert torch.allclose(told[0], as_unit(first[0] - common))
+    assert torch.allclose(told[1], as_unit(0.75 * first[1] + 0.25 * second[1] - common))
+    assert torch.allclose(told[2], as_unit(first[2] - second[2]))  # nothing in common is left to take out
 
 
 MINIATURE = """

@@ -168,8 +168,9 @@ def train_clip(recipe: DictConfig, scenes: tuple[np.ndarray, np.ndarray], painti
     torch.manual_seed(recipe.seed)
     w = c.walkers
     walkers = Walkers(partial(show, painting), Mosaic(painting), w.count, scenes[0].shape[1] // painting.f, w.length)
-    judging = JudgesTraining(network, c.lr, c.steps, c.weight_decay, c.pointing, walkers,
-                             Stock(scenes, relatives, painted, w.count), c.guidance, recipe.seed, c.compiled)  # fmt: skip
+    stock = Stock(scenes, relatives, painted, w.count)
+    judging = JudgesTraining(network, c.lr, c.steps, c.weight_decay, c.pointing, walkers, stock, c.guidance,
+                             recipe.seed, c.compiled)  # fmt: skip
     if recipe.begin:
         begin_with(judging, Path(recipe.begin) / "clip.safetensors")
 

@@ -81,6 +81,17 @@ def agree(logits: Tensor, right: Tensor, weight: Tensor) -> Tensor:
     return (each * weight).sum() / weight.sum().clamp(min=1e-6)
 
 
+def as_runs(first: Tensor, second: Tensor, weight: Tensor, common: Tensor) -> Tensor:
+    """What walkers are told, as runs will be: texts (M, D), of which guidance takes out what they have in common (D,).
+
+    The second weighs `weight` (M,), the first what that leaves. The texts learn nothing by it: they would put back in
+    what guidance takes out.
+    """
+    weight = weight[:, None]
+    both = (1 - weight.abs()) * (first - common) + weight * (second - common)
+    return F.normalize(both, dim=1).detach()
+
+
 class JudgesTraining(pl.LightningModule):
     """Contrastive learning with many right answers, in which every gradient must point at a right picture.
 
@@ -143,10 +154,9 @@ class JudgesTraining(pl.LightningModule):
         away = 1 - (read * self.sums(torch.cat([batch.said, batch.mentioned]))).sum(1).mean()
         asked = read[: len(batch.texts)]
         if len(batch.walkers):
-            weight, beside = batch.weights[:, None], read[len(asked) : len(asked) + len(batch.walkers)]
-            both = (1 - weight.abs()) * asked[standing:] + weight * beside
-            common = self.hparams.guidance * (1 - weight.abs() + weight) * read.mean(0)
-            asked = torch.cat([asked[:standing], F.normalize(both - common, dim=1).detach()])
+            first, second = read[standing : len(asked)], read[len(asked) :][: len(batch.walkers)]
+            common = self.hparams.guidance * read.mean(0)
+            asked = torch.cat([asked[:standing], as_runs(first, second, batch.weights, common)])
             goal, place = self._walking(batch)
             whole, things = torch.cat([whole, goal]), torch.cat([things, place])
             spoilt = torch.cat([spoilt, self.walkers(batch.walkers)])
