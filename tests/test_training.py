@@ -566,13 +566,13 @@ def test_guidance_takes_what_all_texts_have_in_common_out_of_each():
     assert less < alike - 0.05
 
 
-def test_walkers_are_told_what_runs_are_told_and_their_texts_learn_nothing_by_it():
+def test_walkers_are_told_what_runs_are_told():
     torch.manual_seed(0)
-    first, second = (torch.nn.functional.normalize(torch.randn(3, 8)).requires_grad_() for _ in range(2))
+    first, second = (torch.nn.functional.normalize(torch.randn(3, 8)) for _ in range(2))
     common, weight = 0.5 * torch.randn(8), torch.tensor([0.0, 0.25, -0.5])
     as_unit = lambda x: x / x.norm()  # noqa: E731
     told = as_runs(first, second, weight, common)
-    assert not told.requires_grad and torch.allclose(told.norm(dim=1), torch.ones(3))
+    assert torch.allclose(told.norm(dim=1), torch.ones(3))
     assert torch.allclose(told[0], as_unit(first[0] - common))
     assert torch.allclose(told[1], as_unit(0.75 * first[1] + 0.25 * second[1] - common))
     assert torch.allclose(told[2], as_unit(first[2] - second[2]))  # nothing in common is left to take out

@@ -169,7 +169,7 @@ def train_clip(recipe: DictConfig, scenes: tuple[np.ndarray, np.ndarray], painti
     w = c.walkers
     walkers = Walkers(partial(show, painting), Mosaic(painting), w.count, scenes[0].shape[1] // painting.f, w.length)
     stock = Stock(scenes, relatives, painted, w.count)
-    judging = JudgesTraining(network, c.lr, c.steps, c.weight_decay, c.pointing, walkers, stock, c.guidance,
+    judging = JudgesTraining(network, c.lr, c.steps, c.weight_decay, c.pointing, walkers, stock, w.guided,
                              recipe.seed, c.compiled)  # fmt: skip
     if recipe.begin:
         begin_with(judging, Path(recipe.begin) / "clip.safetensors")

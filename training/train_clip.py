@@ -84,12 +84,10 @@ def agree(logits: Tensor, right: Tensor, weight: Tensor) -> Tensor:
 def as_runs(first: Tensor, second: Tensor, weight: Tensor, common: Tensor) -> Tensor:
     """What walkers are told, as runs will be: texts (M, D), of which guidance takes out what they have in common (D,).
 
-    The second weighs `weight` (M,), the first what that leaves. The texts learn nothing by it: they would put back in
-    what guidance takes out.
+    The second weighs `weight` (M,), the first what that leaves.
     """
     weight = weight[:, None]
-    both = (1 - weight.abs()) * (first - common) + weight * (second - common)
-    return F.normalize(both, dim=1).detach()
+    return F.normalize((1 - weight.abs()) * (first - common) + weight * (second - common), dim=1)
 
 
 class JudgesTraining(pl.LightningModule):
@@ -109,14 +107,14 @@ class JudgesTraining(pl.LightningModule):
         pointing: weight of the gradients' direction against the contrastive loss.
         walkers: what is moved along; they know the mosaic that shows spoilt pictures where the batch brings none.
         stock: all pictures that batches name.
-        guidance: the share of the mean text that is taken out of what walkers are told, as runs will be told it. Their
-            texts then stay where they are: a text tower that learnt from them would put the mean back in.
+        guided: the share of the mean text that is taken out of what walkers are told, as guidance takes it out of what
+            runs are. If any, texts learn nothing from walkers: they would put the mean back in.
         seed: of all glimpses; a step draws the same whether or not training was interrupted before it.
         compiled: have torch compile the gradient: a minute first, and it wants a C compiler on a processor.
     """
 
     def __init__(self, network: dict, lr: float, steps: int, weight_decay: float, pointing: float, walkers: Walkers,
-                 stock: Stock, guidance: float = 0.0, seed: int = 0, compiled: bool = False):  # fmt: skip
+                 stock: Stock, guided: float = 0.0, seed: int = 0, compiled: bool = False):  # fmt: skip
         super().__init__()
         self.save_hyperparameters(ignore=["walkers", "stock"])
         self.automatic_optimization = False
@@ -155,8 +153,8 @@ class JudgesTraining(pl.LightningModule):
         asked = read[: len(batch.texts)]
         if len(batch.walkers):
             first, second = read[standing : len(asked)], read[len(asked) :][: len(batch.walkers)]
-            common = self.hparams.guidance * read.mean(0)
-            asked = torch.cat([asked[:standing], as_runs(first, second, batch.weights, common)])
+            told = as_runs(first, second, batch.weights, self.hparams.guided * read.mean(0))
+            asked = torch.cat([asked[:standing], told.detach() if self.hparams.guided else told])
             goal, place = self._walking(batch)
             whole, things = torch.cat([whole, goal]), torch.cat([things, place])
             spoilt = torch.cat([spoilt, self.walkers(batch.walkers)])
