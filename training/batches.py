@@ -24,7 +24,7 @@ from .walkers import turns
 
 LOOKS = 4  # at each walker at a step: to paint one costs more than a look
 GOALS = 12  # that a walker may choose among, and as many mirrored ones
-WALKING = 0.2, 0.5, 0.3  # how often walkers are told of a plain shape, of things in a landscape, of a bare landscape
+WALKING = 0.25, 0.6, 0.15  # how often walkers are told of a plain shape, of things in a landscape, of anything
 
 
 class Vocabulary:
@@ -146,8 +146,8 @@ class Captioned(torch.utils.data.IterableDataset):
         self.batch, self.rounds, self.loose, self.seed, self.skip = batch, rounds, loose, seed, skip
         self.painted_from, self.part, self.walkers, self.walking_from = painted_from, part, walkers, walking_from
         self.scenes = [scattered(k) for k in range(scenes)]
-        self.kinds = [[k for k, of in enumerate(self.scenes) if (bool(of.ground), bool(of.objects)) == kind]
-                      for kind in ((False, True), (True, True), (True, False))]  # fmt: skip
+        self.kinds = [[k for k, of in enumerate(self.scenes) if of.objects and bool(of.ground) == landscape]
+                      for landscape in (False, True)] + [range(scenes)]  # fmt: skip
         self.walks: dict[int, Walk] = {}
 
     def __iter__(self):

@@ -17,7 +17,7 @@ from PIL import Image
 from .captions import any_language, caption, phrase
 from .scenes import GROUNDS, HELD_OUT, SIDE, TIMES, Scene, render_and_things
 
-ODDS = {"split": 0.1, "mixed": 0.2, "shunned": 0.05}  # of walkers in a land; the others are told one text
+ODDS = {"split": 0.15, "mixed": 0.15, "shunned": 0.15}  # of walkers in a land; the others are told one text
 MIXED = 0.1, 0.9  # the least and the most that a text weighs
 SHUNNED = 0.2, 0.5  # the same of a negative one
 SOFT = 0.3  # how far one land passes into the other, in standard deviations of the noise that parts them
