@@ -3,6 +3,7 @@
 import csv
 import itertools
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -570,7 +571,7 @@ def test_walkers_are_told_what_runs_are_told():
     torch.manual_seed(0)
     first, second = (torch.nn.functional.normalize(torch.randn(3, 8)) for _ in range(2))
     common, weight = 0.5 * torch.randn(8), torch.tensor([0.0, 0.25, -0.5])
-    as_unit = lambda x: x / x.norm()  # noqa: E731
+    as_unit = partial(torch.nn.functional.normalize, dim=0)
     told = as_runs(first, second, weight, common)
     assert torch.allclose(told.norm(dim=1), torch.ones(3))
     assert torch.allclose(told[0], as_unit(first[0] - common))
