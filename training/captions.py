@@ -102,6 +102,13 @@ NOUNS = {
     "background": {"en": "background 0|ground 0", "ru": "фон 0", "de": "Hintergrund 0", "es": "fondo 0"},
 }  # fmt: skip
 
+# words that no caption has -> the part of a caption that says the same; texts learn them last (see texts.py)
+SAME = {
+    "snowy field": "white snow", "field of snow": "snow covered", "hot-air balloon": "hot air balloon", "violet": "purple",
+    "снежное поле": "снежное", "снежном поле": "на снегу", "Schneefeld": "der Schnee", "campo nevado": "la nieve",
+    "globo de aire": "globo aerostático",
+}  # fmt: skip
+
 JOINTS = {
     "en": (" ", ", ", " and ", " with ", " under ", " over "), "ru": (" ", ", ", " и ", ", "),
     "de": (" ", ", ", " und ", " mit ", " über "), "es": (" ", ", ", " y ", " con "),
@@ -196,6 +203,14 @@ def plain(text: str) -> str:
     return text.replace("ё", "е").replace("Ё", "Е")
 
 
+def reworded(text: str, rng: np.random.Generator, often: float = 0.5) -> str:
+    """The text in words that say the SAME, wherever it has some, as often as that."""
+    for new, known in SAME.items():
+        if known in text and rng.random() < often:
+            text = text.replace(known, new)
+    return text
+
+
 def all_words() -> list[str]:
     """Every text fragment a caption may be made of: what the vocabulary is collected from."""
     texts = [form for words in WORDS.values() for forms in words.values() for form in forms.split("|")]
@@ -203,6 +218,7 @@ def all_words() -> list[str]:
     texts += [form[:-2] for words in NOUNS.values() for forms in words.values() for form in forms.split("|")]
     texts += [part for parts in (*JOINTS.values(), *OPENINGS.values()) for part in parts]
     texts += [word for on, nouns in ON.values() for word in (on, *nouns.split("|"))]
+    texts += SAME
     return [*texts, "un", *map(plain, texts)]
 
 

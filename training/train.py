@@ -1,7 +1,7 @@
 """Make the embedded pair: `python -m training.train [key=value ...]`, keys as in recipe.yaml.
 
-Three stages, each resumed where it stopped: the VQGAN on spoilt codes; the VQGAN on nearly right ones; the CLIP. Runs
-unchanged on a CPU or a GPU.
+Three stages, each resumed where it stopped: the VQGAN on spoilt codes; the VQGAN on nearly right ones; the CLIP. Then
+its texts are put right, in some minutes. Runs unchanged on a CPU or a GPU.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytorch_lightning as pl
 import torch
+import torch.nn.functional as F
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
@@ -23,9 +24,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vqclip.files import atomic, sha256
+from vqclip.perceptor import openai_clip
 
-from .batches import Captioned, Stock
-from .captions import caption, marked
+from .batches import Captioned, Stock, Vocabulary
+from .captions import caption
 from .codes import sample_patches
 from .data import painters, rendered
 from .export import export_clip, export_vqgan, guide
@@ -33,6 +35,7 @@ from .kin import FAMILIES, SIZE, kin
 from .mosaic import Mosaic, uneven
 from .repaint import repaint, show
 from .scenes import render, scattered, scene
+from .texts import put_right, said_and_read
 from .train_clip import JudgesTraining
 from .train_vqgan import Crops, PaintersTraining
 from .walkers import Walkers
@@ -172,7 +175,9 @@ def train_clip(recipe: DictConfig, scenes: tuple[np.ndarray, np.ndarray], painti
     judging = JudgesTraining(network, c.lr, c.steps, c.weight_decay, c.pointing, walkers, stock, w.guided,
                              recipe.seed, c.compiled)  # fmt: skip
     if recipe.begin:
-        begin_with(judging, Path(recipe.begin) / "clip.safetensors")
+        begin_with(judging.clip, judging.vocabulary, Path(recipe.begin) / "clip.safetensors")
+        said, read = said_and_read(judging.clip, judging.vocabulary)
+        judging.sums.fit(said, F.normalize(read, dim=1))
 
     def batches(skip: int) -> Captioned:
         return Captioned(len(scenes[0]), c.kin, painted, judging.vocabulary, c.batch, c.rounds, c.loose, recipe.seed,
@@ -182,15 +187,14 @@ def train_clip(recipe: DictConfig, scenes: tuple[np.ndarray, np.ndarray], painti
     return judging
 
 
-def begin_with(judging: JudgesTraining, path: Path) -> None:
+def begin_with(clip, vocabulary: Vocabulary, path: Path) -> None:
     """Take the weights of a CLIP that was shipped, without the guidance that it was given.
 
     Tokens that it never met begin as they would in a new one. A tower that has more blocks now gets them at its end,
     and each hands on what it is given until it has learnt more (Net2Net, Chen et al. 2015, arXiv 1511.05641).
     """
     weights = load_file(path)
-    there, met = judging.clip.state_dict(), weights.pop("vocab").tolist()
-    rows = judging.vocabulary.rows
+    there, met, rows = clip.state_dict(), weights.pop("vocab").tolist(), vocabulary.rows
     if forgotten := [token for token in met if token not in rows]:
         raise SystemExit(f"{path} knows {len(forgotten)} tokens that captions no longer have: train one from nothing")
     embedded = there["token_embedding.weight"].clone()
@@ -198,13 +202,19 @@ def begin_with(judging: JudgesTraining, path: Path) -> None:
     weights["token_embedding.weight"] = embedded
     new = {name: torch.zeros_like(value) if ".out_proj." in name or ".c_proj." in name else value
            for name, value in there.items() if ".resblocks." in name and name not in weights}  # fmt: skip
-    judging.clip.load_state_dict({**{name: value.float() for name, value in weights.items()}, **new})
+    clip.load_state_dict({**{name: value.float() for name, value in weights.items()}, **new})
     share = OmegaConf.load(path.with_suffix(".yaml")).recipe.clip.guidance
-    guide(judging.clip, some_captions(judging), -share / (1 - share))
-    rng = np.random.default_rng(1)
-    texts, said = zip(*(caption(scattered(k, held_out=True), rng) for k in range(2000)), strict=True)
-    with torch.no_grad():
-        judging.sums.fit(torch.from_numpy(marked(said)), judging.read(judging.vocabulary.encode(texts)))
+    guide(clip, some_captions(vocabulary), -share / (1 - share))
+
+
+def kept_clip(recipe: DictConfig) -> tuple:
+    """The CLIP of the pair in `recipe.begin` as it is, and a vocabulary for it."""
+    network = OmegaConf.to_container(recipe.clip.network)
+    vocabulary = Vocabulary(network["context_length"])
+    torch.manual_seed(recipe.seed)
+    clip = openai_clip("model").CLIP(**network, vocab_size=len(vocabulary.ids))
+    begin_with(clip, vocabulary, Path(recipe.begin) / "clip.safetensors")
+    return clip, vocabulary
 
 
 @torch.no_grad()
@@ -219,11 +229,11 @@ def stay_near(clip, before: dict[str, Tensor], share: float) -> None:
             value.lerp_(before[name].to(value), share)
 
 
-def some_captions(judging: JudgesTraining) -> Tensor:
+def some_captions(vocabulary: Vocabulary) -> Tensor:
     """Captions (1000, context) of the first scenes, the same for ever."""
     rng = np.random.default_rng(0)
     texts = [caption(scene(k), rng)[0] for k in range(1000)]
-    return judging.vocabulary.encode(texts)
+    return vocabulary.encode(texts)
 
 
 def provenance(recipe: DictConfig) -> dict:
@@ -243,11 +253,16 @@ def train(recipe: DictConfig) -> None:
     pl.seed_everything(recipe.seed)
     scenes = rendered(Path(recipe.folder), recipe.scenes, processes=recipe.processes, of=scattered)
     painting = kept_vqgan(recipe, scenes[0]) if recipe.begin else train_vqgan(recipe, scenes[0])
-    judging = train_clip(recipe, scenes, painting)
-    judging.clip.cpu()
-    if recipe.begin:
-        stay_near(judging.clip, load_file(Path(recipe.begin) / "clip.safetensors"), recipe.clip.kept)
-    guide(judging.clip, some_captions(judging), recipe.clip.guidance)
+    if recipe.begin and not recipe.clip.steps:
+        clip, vocabulary = kept_clip(recipe)
+    else:
+        judging = train_clip(recipe, scenes, painting)
+        clip, vocabulary = judging.clip.cpu(), judging.vocabulary
+        if recipe.begin:
+            stay_near(clip, load_file(Path(recipe.begin) / "clip.safetensors"), recipe.clip.kept)
+    guide(clip, some_captions(vocabulary), recipe.clip.guidance)
+    if recipe.texts.steps:
+        put_right(clip, vocabulary, painting.cpu(), recipe)
     out = Path(recipe.out)
     out.mkdir(parents=True, exist_ok=True)
     if recipe.begin:
@@ -256,7 +271,7 @@ def train(recipe: DictConfig) -> None:
     else:
         patches = Mosaic(painting).leads.view(-1, 3, painting.f, painting.f)
         export_vqgan(painting.painter, patches, OmegaConf.to_container(recipe.vqgan.ddconfig), out, provenance(recipe))
-    export_clip(judging.clip, judging.vocabulary.ids, out, provenance(recipe))
+    export_clip(clip, vocabulary.ids, out, provenance(recipe))
 
 
 if __name__ == "__main__":

@@ -75,6 +75,21 @@ def uncut(glimpses: Tensor, ways: Ways) -> Tensor:
     return rows[:, None].mT @ glimpses @ columns[:, None]
 
 
+def ways_to_look(count: int, side: int, size: int, seed: int,
+                 device: torch.device | str = "cpu") -> tuple[Ways, Tensor]:  # fmt: skip
+    """How glimpses are cut of pictures, as the loop cuts them; most are large, every other is mirrored.
+
+    Also the noise on them (B, 3, S, S), B being `count` and S `size`.
+    """
+    power = torch.where(torch.arange(count) % 3 == 0, 1.0, 0.2)
+    cutter = Cutouts(size, count, power, Augment(noise=NOISE), seed=seed, device=device)
+    draw = cutter.draw(side, side)
+    length, left, top = draw.boxes.to(device).unbind(1)
+    rows, columns = (resampling(length, first, side, size, largest=side) for first in (top, left))
+    columns[::2] = columns[::2].flip(1)
+    return (rows, columns), draw.grains
+
+
 def agree(logits: Tensor, right: Tensor, weight: Tensor) -> Tensor:
     """Cross-entropy with many right answers: logits (B, T), right (B, T) bool, a weight of each row -> scalar."""
     each = -(logits.log_softmax(1) * right).sum(1) / right.sum(1).clamp(min=1)
@@ -164,7 +179,7 @@ class JudgesTraining(pl.LightningModule):
         looks = torch.cat([everyone[:standing], everyone[standing:].repeat(LOOKS)])
         right = (~batch.facts[looks]).float() @ batch.said[looks].float().mT == 0  # (B, T): nothing said is not so
         read, asked, spoilt, whole, things, share = (x[looks] for x in (read, asked, spoilt, whole, things, share))
-        ways, grains = self._draw(len(whole), whole.shape[-1], at)
+        ways, grains = self._look(len(whole), whole.shape[-1], at)
         with torch.autocast(whole.device.type, enabled=False):  # bfloat16 is too coarse to tell likenesses apart
             clear, goals, things = (cut(x.float(), ways) for x in (spoilt, whole, things))
             glimpses, things = (clear + grains).clamp(0, 1), things.clamp(0, 1)
@@ -210,7 +225,7 @@ class JudgesTraining(pl.LightningModule):
         share = torch.rand(len(z), 1, 1, 1, device=z.device) * 0.6
         share[::2] = 0  # every other as it is, the others as codes on their way
         pictures[1::2] = self.mosaic(self.mosaic.codes(z.lerp(self.walkers.soft(len(z)), share)))[1::2]
-        ways, grains = self._draw(len(pictures), pictures.shape[-1], seed + 1)
+        ways, grains = self._look(len(pictures), pictures.shape[-1], seed + 1)
         glimpses = (cut(pictures, ways) + grains).clamp(0, 1)
         weights = {name: value.to(self._computed_in) for name, value in self.clip.visual.named_parameters()}
         seen = look(weights, (glimpses - self.average) / self.spread).unflatten(0, (count, SIZE))  # (R, SIZE, D)
@@ -227,19 +242,8 @@ class JudgesTraining(pl.LightningModule):
         device = self.average.device.type
         return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
 
-    def _draw(self, count: int, side: int, seed: int) -> tuple[Ways, Tensor]:
-        """How glimpses are cut of `count` pictures, as the loop cuts them; most are large, every other is mirrored.
-
-        Also the noise on them (B, 3, S, S).
-        """
-        device, power = self.average.device, torch.where(torch.arange(count) % 3 == 0, 1.0, 0.2)
-        cutter = Cutouts(self.clip.visual.input_resolution, count, power, Augment(noise=NOISE), seed=seed,
-                         device=device)  # fmt: skip
-        draw = cutter.draw(side, side)
-        length, left, top = draw.boxes.to(device).unbind(1)
-        rows, columns = (resampling(length, first, side, cutter.size, largest=side) for first in (top, left))
-        columns[::2] = columns[::2].flip(1)
-        return (rows, columns), draw.grains
+    def _look(self, count: int, side: int, seed: int) -> tuple[Ways, Tensor]:
+        return ways_to_look(count, side, self.clip.visual.input_resolution, seed, self.average.device)
 
     def configure_optimizers(self):
         lr, decay = self.hparams.lr, self.hparams.weight_decay
