@@ -53,7 +53,7 @@ def said_and_read(clip: nn.Module, vocabulary: Vocabulary) -> tuple[Tensor, Tens
 
 
 class Heard(NamedTuple):
-    """What a walker is told all the way: two texts as rows (2, D), the parts in each (2, P), the second's weight."""
+    """What a walker is told all the way: two texts as rows (2, D), the parts in each (2, P), the weight of the second."""
 
     rows: Tensor
     parts: Tensor
@@ -66,17 +66,17 @@ class Walks:
     Args:
         clip: with the guidance that runs have, its weights frozen.
         scenes: to draw from.
-        led, often: the parts in question, and how often one of them is what a walker is told of.
+        missed, often: the parts in question, and how often a walker is told of one of them.
     """
 
-    def __init__(self, clip: nn.Module, vocabulary: Vocabulary, sums: Sums, scenes: list[Scene], led: list[str],
+    def __init__(self, clip: nn.Module, vocabulary: Vocabulary, sums: Sums, scenes: list[Scene], missed: list[str],
                  often: float, seed: int):  # fmt: skip
         self.clip, self.vocabulary, self.sums = clip, vocabulary, sums
-        about = [[of for of in scenes if part in of.facts] for part in led]
+        about = [[of for of in scenes if part in of.facts] for part in missed]
         shapes, lands = ([of for of in scenes if bool(of.ground) == land] for land in (False, True))
         self.pools = [*about, shapes, lands]
         rest = 1 - often
-        self.odds = [*[often / len(led)] * len(led), PLAIN * rest, (1 - PLAIN) * rest]
+        self.odds = [*[often / len(missed)] * len(missed), PLAIN * rest, (1 - PLAIN) * rest]
         self.rng = np.random.default_rng((23, seed))
 
     def draw(self) -> tuple[Heard, Tensor, Tensor]:
@@ -91,8 +91,9 @@ class Walks:
     @torch.no_grad()
     def heard(self, told: Told) -> Heard:
         texts, said = zip(told.caption, told.beside, strict=True)
-        return Heard(raw(self.clip, self.vocabulary, list(texts)), self.sums.counts(torch.from_numpy(marked(said))),
-                     told.weight)  # fmt: skip
+        parts = self.sums.counts(torch.from_numpy(marked(said)))
+        parts[:, -1] = 0  # what all texts have in common is what guidance takes out: it would come back in
+        return Heard(raw(self.clip, self.vocabulary, list(texts)), parts, told.weight)
 
 
 def asked(heard: list[Heard], adds: Tensor) -> Tensor:
@@ -189,7 +190,8 @@ def put_right(clip: nn.Module, vocabulary: Vocabulary, painting, recipe: DictCon
     sums, scenes = Sums(clip.text_projection.shape[1]), [scattered(k) for k in range(recipe.scenes)]
     said, read = said_and_read(clip, vocabulary)
     sums.fit(said, read)
-    walks = Walks(clip, vocabulary, sums, scenes, list(t.led), t.often, recipe.seed)
+    missed = [part for part, how in t.led.items() if how.adds]
+    walks = Walks(clip, vocabulary, sums, scenes, missed, t.often, recipe.seed)
     walkers = Walkers(partial(show, painting), mosaic, t.walkers.count, SIDE // painting.f, t.walkers.length)
     path = Path(recipe.folder) / "leads.pt"
     if not path.exists():
