@@ -2,6 +2,7 @@
 
 import csv
 import itertools
+import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -17,9 +19,12 @@ import vqclip
 from training.batches import GOALS, LOOKS, Batch, Captioned, Stock, Vocabulary
 from training.beside import Told, mixture, tell
 from training.captions import (
+    COLOUR_WORDS,
     FACTS,
     LANGUAGES,
     NOUNS,
+    SAME,
+    WORDS,
     all_parts,
     all_words,
     behind,
@@ -27,6 +32,7 @@ from training.captions import (
     marked,
     parts,
     phrase,
+    reworded,
     sayable,
 )
 from training.data import floats, rendered
@@ -49,6 +55,7 @@ from training.scenes import (
     scene,
     with_other_things,
 )
+from training.texts import Walks, change, lead, raw, said_and_read, teach
 from training.train import stay_near
 from training.train_clip import Sums, ahead, as_runs, cut, uncut
 from training.walkers import Walkers, turns
@@ -479,6 +486,19 @@ class Plain(torch.nn.Module):
         return torch.cat([grad[..., ::2].unfold(2, 2, 2).sum(-1), grad[..., 1::2].unfold(2, 2, 2).sum(-1)], 1)
 
 
+class Coarse(Plain):
+    """The same in pictures of SIDE pixels: a code is four by eight of them."""
+
+    def latent(self, images):
+        return super().latent(images[..., ::4, ::4])
+
+    def paint(self, codes):
+        return super().paint(codes).repeat_interleave(4, 2).repeat_interleave(4, 3)
+
+    def back(self, grad):
+        return super().back(torch.nn.functional.avg_pool2d(grad, 4))
+
+
 def test_walkers_begin_at_nothing_or_near_their_goal_and_come_nearer_when_led_there():
     torch.manual_seed(0)
     plain = Plain()
@@ -579,6 +599,86 @@ def test_walkers_are_told_what_runs_are_told():
     assert torch.allclose(told[2], as_unit(first[2] - second[2]))  # nothing in common is left to take out
 
 
+@pytest.fixture
+def talking():
+    """A CLIP that knows the words of captions and no more, its vocabulary, and where its texts lie as sums of parts."""
+    torch.manual_seed(0)
+    vocabulary = Vocabulary(48)
+    clip = openai_clip("model").CLIP(16, 32, 1, 64, 8, 48, len(vocabulary.ids), 64, 1, 1).requires_grad_(False)
+    sums = Sums(16)
+    sums.fit(*said_and_read(clip, vocabulary))
+    return clip, vocabulary, sums
+
+
+def row(part: str) -> int:
+    return all_parts().index(part)
+
+
+def test_what_a_part_adds_is_a_share_of_what_was_found_and_of_the_way_from_what_it_became(talking):
+    *_, sums = talking
+    found = torch.randn_like(sums.adds)
+    led = OmegaConf.create({"forest": {"adds": 0.5, "away": {"meadow": 0.25, "house": 0.125}},
+                            "rain": {"adds": 0, "away": {"clear": 1}}})  # fmt: skip
+    changed, texts = change(sums, found, led), sums.adds.detach()
+    apart = 0.375 * texts[row("forest")] - 0.25 * texts[row("meadow")] - 0.125 * texts[row("house")]
+    assert torch.allclose(changed[row("forest")], 0.5 * found[row("forest")] + apart, atol=1e-6)
+    assert torch.allclose(changed[row("rain")], texts[row("rain")] - texts[row("clear")])
+    assert sorted(changed.any(1).nonzero().flatten().tolist()) == sorted([row("forest"), row("rain")])
+
+
+def test_texts_are_taught_what_their_parts_add_and_new_words_what_they_mean(talking):
+    clip, vocabulary, sums = talking
+    before = {name: value.clone() for name, value in clip.state_dict().items()}
+    asked = ["a forest", "forest at night", "a meadow", "snowy field", "white snow"]
+    forests, meadow, new, known = [0, 1], 2, 3, 4
+    with torch.no_grad():
+        said = raw(clip, vocabulary, asked)
+    adds = torch.zeros_like(sums.adds)
+    adds[row("forest")] = 0.5 * said.norm(dim=1).mean() * torch.nn.functional.normalize(torch.randn(16), dim=0)
+    t = OmegaConf.create({"taught": {"steps": 60, "lr": 0.003, "batch": 64}})
+    teach(clip, vocabulary, sums, adds, t, seed=0)
+    with torch.no_grad():
+        now = raw(clip, vocabulary, asked)
+    right = said.clone()
+    right[forests] += adds[row("forest")]
+    right[new] = said[known]
+    alike = partial(torch.nn.functional.cosine_similarity, dim=1)
+    assert (alike(now, right)[[*forests, new]] > alike(said, right)[[*forests, new]]).all()
+    assert alike(now, right).min() > 0.95 and alike(now, right)[meadow] > 0.97
+    assert all((value == before[name]).all() for name, value in clip.visual.state_dict(prefix="visual.").items())
+    assert not any(p.requires_grad for p in clip.parameters())
+
+
+def test_walkers_find_what_parts_of_their_texts_are_to_add(talking):
+    clip, vocabulary, sums = talking
+    scenes = [Scene(k, "forest") for k in range(3)] + [Scene(3, "", objects=(("circle", "red"),), backdrop="black")]
+    t = OmegaConf.create({"steps": 4, "lr": 0.1, "weight_decay": 0.0, "walkers": {"count": 3, "length": 2, "looks": 2}})
+    before = {name: value.clone() for name, value in clip.state_dict().items()}
+
+    def find() -> torch.Tensor:
+        torch.manual_seed(0)
+        plain = Coarse()
+        walks = Walks(clip, vocabulary, sums, scenes, ["forest"], often=1.0, seed=5)
+        return lead(clip, walks, Walkers(plain.paint, plain, 3, 16, 2), t, seed=5)
+
+    found = find()
+    assert found[row("forest")].any() and not found[row("red")].any()
+    assert not found[-1].any()  # what guidance takes out stays out
+    assert (find() == found).all()
+    assert all((value == before[name]).all() for name, value in clip.state_dict().items())
+
+
+def test_new_words_mean_what_captions_have(talking):
+    _, vocabulary, _ = talking
+    forms = [forms for words in (*WORDS.values(), *COLOUR_WORDS.values()) for forms in words.values()]
+    known, rng = {word for each in forms for word in re.split("[| ]", each)}, np.random.default_rng(0)
+    for new, same in SAME.items():
+        assert set(same.split(" ")) <= known and new not in known
+        assert reworded(f"a {same} at night", rng, often=1.0) == f"a {new} at night"
+        vocabulary.encode([new])
+    assert reworded("a meadow", rng, often=1.0) == "a meadow"
+
+
 MINIATURE = """
 scenes=48 processes=1 save_every=4 accelerator=cpu precision=32-true
 vqgan.n_embed=64 vqgan.patches=1500 vqgan.rounds=4 vqgan.batch=4 vqgan.steps={vqgan} vqgan.critic_from=10
@@ -586,6 +686,7 @@ sharper.steps={sharper} sharper.critic_from=4 vqgan.ddconfig.z_channels=32
 clip.batch=28 clip.loose=8 clip.kin=1 clip.steps={clip} clip.painted_from=25 clip.walking_from=40 clip.walkers.count=6
 clip.walkers.length=3 clip.walkers.each=1 clip.chunk=12 clip.chunks.random=1 clip.chunks.bare=1
 clip.chunks.soft=1 clip.chunks.bent=1 clip.network.transformer_layers=1 clip.network.transformer_width=64
+texts.steps=3 texts.walkers.count=2 texts.taught.steps=4 texts.taught.batch=8
 clip.network.transformer_heads=1 clip.network.embed_dim=32 clip.network.vision_layers=1 clip.network.vision_width=64
 """.split()
 

@@ -4,8 +4,8 @@ A run rests where the pull of its text is balanced by what guidance takes out of
 was elsewhere: forests became meadows, black became brown, though pictures of them are told apart and led to well. A
 gradient is linear in what is asked for, so a text can make up for that: for each part, walkers that are told as runs
 are find what it should add to its text; of that, what the parts in question add is taken, and some of the way from what
-they became (`texts.led` in the recipe). Then the text tower learns to say that, and what it said before of
-all else; and some words that it did not know, of which SAME says what they mean.
+they became, or brought along (`texts.led` in the recipe). Then the text tower learns to say that, and of all else what
+it said before; and some words that it did not know, of which SAME says what they mean.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def said_and_read(clip: nn.Module, vocabulary: Vocabulary) -> tuple[Tensor, Tens
 
 
 class Heard(NamedTuple):
-    """What a walker is told all the way: two texts as rows (2, D), the parts in each (2, P), the weight of the second."""
+    """What a walker is told all the way: two texts as rows (2, D), their parts (2, P), the weight of the second."""
 
     rows: Tensor
     parts: Tensor
@@ -151,12 +151,13 @@ def lead(clip: nn.Module, walks: Walks, walkers: Walkers, t: DictConfig, seed: i
 
 
 def change(sums: Sums, adds: Tensor, led: DictConfig) -> Tensor:
-    """What parts in question are to add: a share of that, and of the way to them from what they became; (P, D)."""
+    """What parts in question are to add: a share of that, and of the ways to them from what is to go; (P, D)."""
     rows, texts = {part: row for row, part in enumerate(all_parts())}, sums.adds.detach()
     changed = torch.zeros_like(texts)
     for part, how in led.items():
         row = rows[part]
-        changed[row] = how.adds * adds[row] + how.away * (texts[row] - texts[rows[how.became]])
+        ways = [share * (texts[row] - texts[rows[other]]) for other, share in how.away.items()]
+        changed[row] = how.adds * adds[row] + sum(ways)
     return changed
 
 
