@@ -7,6 +7,7 @@ an answer as the scene itself. Words are written in the forms people type: alone
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 import numpy as np
@@ -206,8 +207,8 @@ def plain(text: str) -> str:
 def reworded(text: str, rng: np.random.Generator, often: float = 0.5) -> str:
     """The text in words that say the SAME, wherever it has some, as often as that."""
     for new, known in SAME.items():
-        if known in text and rng.random() < often:
-            text = text.replace(known, new)
+        if rng.random() < often:
+            text = re.sub(rf"\b{known}\b", new, text)
     return text
 
 
