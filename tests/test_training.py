@@ -614,15 +614,15 @@ def row(part: str) -> int:
     return all_parts().index(part)
 
 
-def test_what_a_part_adds_is_a_share_of_what_was_found_and_of_the_way_from_what_it_became(talking):
+def test_what_a_part_adds_is_made_of_what_was_found_and_of_other_texts(talking):
     *_, sums = talking
-    found = torch.randn_like(sums.adds)
-    led = OmegaConf.create({"forest": {"adds": 0.5, "away": {"meadow": 0.25, "house": 0.125}},
-                            "rain": {"adds": 0, "away": {"clear": 1}}})  # fmt: skip
-    changed, texts = change(sums, found, led), sums.adds.detach()
-    apart = 0.375 * texts[row("forest")] - 0.25 * texts[row("meadow")] - 0.125 * texts[row("house")]
-    assert torch.allclose(changed[row("forest")], 0.5 * found[row("forest")] + apart, atol=1e-6)
-    assert torch.allclose(changed[row("rain")], texts[row("rain")] - texts[row("clear")])
+    found, mean = torch.randn_like(sums.adds), torch.randn(16)
+    led = OmegaConf.create({"forest": {"adds": 0.5, "mix": {"forest": 0.25, "house": -0.125, "mean": 2}},
+                            "rain": {"adds": 0, "mix": {"clear": -1}}})  # fmt: skip
+    changed, texts = change(sums, found, mean, led), sums.adds.detach()
+    expected = 0.5 * found[row("forest")] + 0.25 * texts[row("forest")] - 0.125 * texts[row("house")] + 2 * mean
+    assert torch.allclose(changed[row("forest")], expected, atol=1e-5)
+    assert torch.allclose(changed[row("rain")], -texts[row("clear")])
     assert sorted(changed.any(1).nonzero().flatten().tolist()) == sorted([row("forest"), row("rain")])
 
 
@@ -686,7 +686,7 @@ sharper.steps={sharper} sharper.critic_from=4 vqgan.ddconfig.z_channels=32
 clip.batch=28 clip.loose=8 clip.kin=1 clip.steps={clip} clip.painted_from=25 clip.walking_from=40 clip.walkers.count=6
 clip.walkers.length=3 clip.walkers.each=1 clip.chunk=12 clip.chunks.random=1 clip.chunks.bare=1
 clip.chunks.soft=1 clip.chunks.bent=1 clip.network.transformer_layers=1 clip.network.transformer_width=64
-texts.steps=3 texts.walkers.count=2 texts.taught.steps=4 texts.taught.batch=8
+texts.steps=3 texts.rounds=1 texts.walkers.count=2 texts.taught.steps=4 texts.taught.batch=8
 clip.network.transformer_heads=1 clip.network.embed_dim=32 clip.network.vision_layers=1 clip.network.vision_width=64
 """.split()
 

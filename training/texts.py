@@ -3,8 +3,8 @@
 A run rests where the pull of its text is balanced by what guidance takes out of it. Of two parts of captions that place
 was elsewhere: forests became meadows, black became brown, though pictures of them are told apart and led to well. A
 gradient is linear in what is asked for, so a text can make up for that: for each part, walkers that are told as runs
-are find what it should add to its text; of that, what the parts in question add is taken, and some of the way from what
-they became, or brought along (`texts.led` in the recipe). Then the text tower learns to say that, and of all else what
+are find what it should add to its text; of that, what the parts in question add is taken, and less of what they became or
+brought along is asked for (`texts.led` in the recipe). Then the text tower learns to say that, and of all else what
 it said before; and some words that it did not know, of which SAME says what they mean.
 """
 
@@ -37,6 +37,7 @@ from .walkers import Walkers
 
 PLAIN = 0.15  # of the walkers that are told of anything: plain shapes
 BETAS = 0.9, 0.98
+PAINTED = 8  # at a time: what more need no longer lies near the processor, and takes nearly twice as long
 
 
 def raw(clip: nn.Module, vocabulary: Vocabulary, texts: list[str]) -> Tensor:
@@ -104,12 +105,14 @@ def asked(heard: list[Heard], adds: Tensor) -> Tensor:
     return (1 - weight.abs()) * first + weight * second
 
 
-def lead(clip: nn.Module, walks: Walks, walkers: Walkers, t: DictConfig, seed: int) -> Tensor:
+def lead(clip: nn.Module, walks: Walks, walkers: Walkers, t: DictConfig, seed: int,
+         dtype: torch.dtype = torch.float32) -> Tensor:  # fmt: skip
     """What each part of a caption is to add to its text, that runs get where it says: (P, D), the mean of late steps.
 
     Args:
         clip: as `walks` has it.
         t: the recipe's `texts`.
+        dtype: what the image tower computes in.
     """
     count, looks = t.walkers.count, t.walkers.looks
     adds = torch.zeros(walks.sums.adds.shape, requires_grad=True)
@@ -133,9 +136,9 @@ def lead(clip: nn.Module, walks: Walks, walkers: Walkers, t: DictConfig, seed: i
         nearest = walkers.nearest(everyone, goals, places)
         goal, place = goals[everyone, nearest], places[everyone, nearest]
         ways, grains = ways_to_look(count * looks, SIDE, clip.visual.input_resolution, seed * 1_000_003 + step)
-        clear, whole, things = (cut(x.repeat(looks, 1, 1, 1), ways) for x in (walkers(everyone), goal, place))
-        _, led = uphill(weights, (clear + grains).clamp(0, 1), asked(heard, adds).repeat(looks, 1), mean, std,
-                        torch.float32)  # fmt: skip
+        now = torch.cat([walkers(some) for some in everyone.split(PAINTED)])
+        clear, whole, things = (cut(x.repeat(looks, 1, 1, 1), ways) for x in (now, goal, place))
+        _, led = uphill(weights, (clear + grains).clamp(0, 1), asked(heard, adds).repeat(looks, 1), mean, std, dtype)
         loss = ahead(led, whole - clear, torch.ones(len(clear)), things.clamp(0, 1))
         optimizer.zero_grad()
         loss.backward()
@@ -150,14 +153,19 @@ def lead(clip: nn.Module, walks: Walks, walkers: Walkers, t: DictConfig, seed: i
     return settled
 
 
-def change(sums: Sums, adds: Tensor, led: DictConfig) -> Tensor:
-    """What parts in question are to add: a share of that, and of the ways to them from what is to go; (P, D)."""
+def change(sums: Sums, adds: Tensor, mean: Tensor, led: DictConfig) -> Tensor:
+    """What parts in question are to add: so many times what was found, and shares of other parts' texts; (P, D).
+
+    Args:
+        adds: what was found (P, D).
+        mean: of all texts (D,): guidance took half of it out.
+        led: of each part `adds`, how many times, and `mix`, the shares by name; "mean" is one.
+    """
     rows, texts = {part: row for row, part in enumerate(all_parts())}, sums.adds.detach()
     changed = torch.zeros_like(texts)
     for part, how in led.items():
-        row = rows[part]
-        ways = [share * (texts[row] - texts[rows[other]]) for other, share in how.away.items()]
-        changed[row] = how.adds * adds[row] + sum(ways)
+        others = [share * (mean if name == "mean" else texts[rows[name]]) for name, share in how.mix.items()]
+        changed[rows[part]] = how.adds * adds[rows[part]] + sum(others)
     return changed
 
 
@@ -192,11 +200,16 @@ def put_right(clip: nn.Module, vocabulary: Vocabulary, painting, recipe: DictCon
     said, read = said_and_read(clip, vocabulary)
     sums.fit(said, read)
     missed = [part for part, how in t.led.items() if how.adds]
-    walks = Walks(clip, vocabulary, sums, scenes, missed, t.often, recipe.seed)
-    walkers = Walkers(partial(show, painting), mosaic, t.walkers.count, SIDE // painting.f, t.walkers.length)
-    path = Path(recipe.folder) / "leads.pt"
-    if not path.exists():
-        with atomic(path) as file:
-            torch.save(lead(clip, walks, walkers, t, recipe.seed), file)
-    adds = torch.load(path)
-    teach(clip, vocabulary, sums, change(sums, adds, t.led), t, recipe.seed)
+    dtype = torch.bfloat16 if recipe.precision.startswith("bf16") else torch.float32
+    found = []
+    for seed in range(recipe.seed, recipe.seed + t.rounds):
+        path = Path(recipe.folder) / f"led-{seed}.pt"
+        if not path.exists():
+            torch.manual_seed(seed)
+            walks = Walks(clip, vocabulary, sums, scenes, missed, t.often, seed)
+            walkers = Walkers(partial(show, painting), mosaic, t.walkers.count, SIDE // painting.f, t.walkers.length)
+            with atomic(path) as file:
+                torch.save(lead(clip, walks, walkers, t, seed, dtype), file)
+        found.append(torch.load(path))
+    changed = change(sums, torch.stack(found).mean(0), read.mean(0), t.led)
+    teach(clip, vocabulary, sums, changed, t, recipe.seed)
