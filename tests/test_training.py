@@ -627,10 +627,11 @@ def test_what_a_part_adds_is_made_of_what_was_found_and_of_other_texts(talking):
     assert sorted(changed.any(1).nonzero().flatten().tolist()) == sorted([row("forest"), row("rain")])
 
 
-def test_texts_are_taught_what_their_parts_add_and_new_words_what_they_mean():
+def test_texts_are_taught_what_their_parts_add_and_new_words_what_they_mean(monkeypatch):
     clip, vocabulary = kept_clip(read_recipe([f"begin={EMBEDDED}"]))
+    monkeypatch.setattr("training.captions.SAME", {"green red": "snow"})
     before = {name: value.clone() for name, value in clip.state_dict().items()}
-    asked = ["a forest", "woods at night", "a meadow", "a red house by the sea", "snowy field", "white snow"]
+    asked = ["a forest", "woods at night", "a meadow", "a red house by the sea", "green red", "snow"]
     forests, others, new, known = [0, 1], [2, 3], 4, 5
     with torch.no_grad():
         said = raw(clip, vocabulary, asked)
@@ -644,7 +645,8 @@ def test_texts_are_taught_what_their_parts_add_and_new_words_what_they_mean():
     right[new] = said[known]
     with torch.no_grad():
         first, now = (torch.nn.functional.cosine_similarity(x, right) for x in (said, raw(clip, vocabulary, asked)))
-    assert (1 - now[forests] < 0.5 * (1 - first[forests])).all() and now[new] > first[new]
+    left = (1 - now) / (1 - first)
+    assert left[forests].max() < 0.5 and left[new] < 0.5
     assert now[others].min() > 0.97
     assert all((value == before[f"visual.{name}"]).all() for name, value in clip.visual.state_dict().items())
     assert not any(p.requires_grad for name, p in clip.named_parameters() if not name.startswith("visual."))
