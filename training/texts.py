@@ -35,6 +35,7 @@ from .scenes import SIDE, Scene, scattered
 from .train_clip import Sums, ahead, cut, uncut, ways_to_look
 from .walkers import Walkers
 
+SCENES = 3000  # of which walkers may be told
 PLAIN = 0.15  # of the walkers that are told of anything: plain shapes
 BETAS = 0.9, 0.98
 PAINTED = 8  # at a time: what more need no longer lies near the processor, and takes nearly twice as long
@@ -196,7 +197,7 @@ def put_right(clip: nn.Module, vocabulary: Vocabulary, painting, recipe: DictCon
     """Teach the texts of a CLIP that has its guidance already, for its painter; the recipe's `texts` says how."""
     t, mosaic = recipe.texts, Mosaic(painting)
     clip.float().requires_grad_(False)
-    sums, scenes = Sums(clip.text_projection.shape[1]), [scattered(k) for k in range(recipe.scenes)]
+    sums, scenes = Sums(clip.text_projection.shape[1]), [scattered(k) for k in range(SCENES)]
     said, read = said_and_read(clip, vocabulary)
     sums.fit(said, read)
     missed = [part for part, how in t.led.items() if how.adds]
