@@ -82,13 +82,13 @@ class Walks:
         self.rng = np.random.default_rng((23, seed))
 
     def draw(self) -> tuple[Heard, Tensor, Tensor]:
-        """What one is told; its goals (2 * GOALS, 3, SIDE, SIDE), mirrored ones too, and where their things are."""
+        """What one is told; its goals (GOALS, 3, SIDE, SIDE), and where their things are (GOALS, 1, SIDE, SIDE)."""
         pool = self.pools[self.rng.choice(len(self.pools), p=self.odds)]
         told = tell(pool[self.rng.integers(len(pool))], self.rng)
         shown = [told.goal(int(seed)) for seed in self.rng.integers(2**31, size=GOALS)]
         goals = floats(np.stack([picture for picture, _ in shown]))
         places = torch.from_numpy(np.stack([where for _, where in shown]))[:, None].float()
-        return self.heard(told), *(torch.cat([each, each.flip(-1)]) for each in (goals, places))
+        return self.heard(told), goals, places
 
     @torch.no_grad()
     def heard(self, told: Told) -> Heard:
@@ -122,7 +122,7 @@ def lead(clip: nn.Module, walks: Walks, walkers: Walkers, t: DictConfig, seed: i
     weights = dict(clip.visual.named_parameters())
     mean, std = (torch.tensor(colour).view(1, 3, 1, 1) for colour in (MEAN, STD))
     heard, everyone = [None] * count, torch.arange(count)
-    goals, places = torch.zeros(count, 2 * GOALS, 3, SIDE, SIDE), torch.zeros(count, 2 * GOALS, 1, SIDE, SIDE)
+    goals, places = torch.zeros(count, GOALS, 3, SIDE, SIDE), torch.zeros(count, GOALS, 1, SIDE, SIDE)
     left = everyone % t.walkers.length  # turns: not all end at once
     settled, late = torch.zeros_like(adds), 0
     for step in range(t.steps):
@@ -134,8 +134,7 @@ def lead(clip: nn.Module, walks: Walks, walkers: Walkers, t: DictConfig, seed: i
             walkers.begin(new, goals[new, 0])
             left[new[left[new] == 0]] = t.walkers.length
         left -= 1
-        nearest = walkers.nearest(everyone, goals, places)
-        goal, place = goals[everyone, nearest], places[everyone, nearest]
+        goal, place = walkers.goal(everyone, goals, places)
         ways, grains = ways_to_look(count * looks, SIDE, clip.visual.input_resolution, seed * 1_000_003 + step)
         now = torch.cat([walkers(some) for some in everyone.split(PAINTED)])
         clear, whole, things = (cut(x.repeat(looks, 1, 1, 1), ways) for x in (now, goal, place))

@@ -212,9 +212,7 @@ class JudgesTraining(pl.LightningModule):
         goals = floats(stock.goals[which].flatten(0, 1)).unflatten(0, (len(which), -1))
         places = stock.goal_places[which][:, :, None].float()
         self.walkers.begin(which[batch.new], goals[batch.new, 0])
-        goals, places = (torch.cat([each, each.flip(-1)], 1) for each in (goals, places))  # mirrored, just as right
-        nearest = torch.arange(len(which), device=goals.device), self.walkers.nearest(which, goals, places)
-        return goals[nearest], places[nearest]
+        return self.walkers.goal(which, goals, places)
 
     def _kin(self, batch: Batch, seed: int) -> Tensor:
         """How badly pictures tell their own text from those of their kin, and texts their picture."""

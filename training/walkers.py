@@ -85,6 +85,12 @@ class Walkers(nn.Module):
         there = (apart * here).sum((2, 3)) / here.sum((2, 3)).clamp(min=1)
         return (apart.mean((2, 3)) + there).argmin(1)
 
+    def goal(self, which: Tensor, goals: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+        """Of its goals, or their mirror images, which are just as right, the `nearest` to each, and its things."""
+        goals, places = (torch.cat([each, each.flip(-1)], 1) for each in (goals, places))
+        nearest = torch.arange(len(which), device=goals.device), self.nearest(which, goals, places)
+        return goals[nearest], places[nearest]
+
     def forward(self, which: Tensor) -> Tensor:
         """What walkers (M,) look like now: (M, 3, H, W) in [0, 1]."""
         return self.paint(self.mosaic.codes(self.z[which]))
