@@ -48,7 +48,7 @@ lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
 
 # NumPy's own threads would be in the way of the processes that paint
-train: $(VENV)/installed
+train: $(VENV)/installed-train
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m training.train
 
 judge: $(VENV)/installed
@@ -80,7 +80,8 @@ $(VENV)/installed: requirements.txt constraints.txt setup.py
 	$(FITTING)
 	touch $@
 
-WITH = $(VENV)/installed-test $(VENV)/installed-plots $(VENV)/installed-studio $(VENV)/installed-notebook
+WITH = $(VENV)/installed-test $(VENV)/installed-plots $(VENV)/installed-studio $(VENV)/installed-notebook \
+	$(VENV)/installed-train
 $(WITH): $(VENV)/installed-%: $(VENV)/installed
 	$(PIP) --editable ".[$*]"
 	$(FITTING)

@@ -29,11 +29,14 @@ from training.captions import (
     all_words,
     behind,
     caption,
+    inflections,
     marked,
+    mentioned,
     parts,
     phrase,
     reworded,
     sayable,
+    worded,
 )
 from training.data import floats, rendered
 from training.export import guide
@@ -371,7 +374,8 @@ def test_the_vocabulary_covers_all_captions():
     bpe, rng = tokenizer(), np.random.default_rng(2)
     known = {token for text in all_words() for token in bpe.encode(text)}
     for k in range(300):
-        assert known.issuperset(bpe.encode(caption(scene(k), rng)[0]))
+        text = caption(scene(k), rng)[0]
+        assert known.issuperset(bpe.encode(text)) and known.issuperset(bpe.encode(reworded(text, rng, often=1.0)))
 
 
 def test_walkers_take_turns_and_begin_anew_at_different_steps():
@@ -633,20 +637,28 @@ def test_texts_are_taught_what_their_parts_add_and_new_words_what_they_mean(monk
     before = {name: value.clone() for name, value in clip.state_dict().items()}
     asked = ["a forest", "woods at night", "a meadow", "a red house by the sea", "green red", "snow"]
     forests, others, new, known = [0, 1], [2, 3], 4, 5
+    said_of = [mentioned(scene(k, held_out=True), np.random.default_rng(k)) for k in range(40)]
+    rng = np.random.default_rng(0)
+    russian = [reworded(worded(facts, "ru", rng), rng) for facts in said_of]
+    english = [worded(facts, "en", rng) for facts in said_of]
     with torch.no_grad():
-        said = raw(clip, vocabulary, asked)
+        said, meant = raw(clip, vocabulary, asked), raw(clip, vocabulary, english)
+        apart = [1 - torch.nn.functional.cosine_similarity(raw(clip, vocabulary, russian), meant).mean()]
     sums = Sums(said.shape[1])
     adds = torch.zeros_like(sums.adds)
     adds[row("forest")] = 0.6 * said.norm(dim=1).mean() * torch.nn.functional.normalize(torch.randn(192), dim=0)
-    t = OmegaConf.create({"taught": {"steps": 60, "lr": 0.001, "batch": 48}})
+    t = OmegaConf.create({"taught": {"steps": 100, "lr": 0.001, "batch": 48, "languages": {"en": 0.5, "ru": 0.5}}})
     teach(clip, vocabulary, sums, adds, t, seed=0)
     right = said.clone()
     right[forests] += adds[row("forest")]
     right[new] = said[known]
     with torch.no_grad():
         first, now = (torch.nn.functional.cosine_similarity(x, right) for x in (said, raw(clip, vocabulary, asked)))
+        meant += sums.counts(torch.from_numpy(marked(said_of))) @ adds
+        apart.append(1 - torch.nn.functional.cosine_similarity(raw(clip, vocabulary, russian), meant).mean())
     left = (1 - now) / (1 - first)
-    assert left[forests].max() < 0.5 and left[new] < 0.5
+    assert left[forests].max() < 0.5 and left[new] < 0.6
+    assert apart[1] < 0.8 * apart[0]
     assert now[others].min() > 0.97
     assert all((value == before[f"visual.{name}"]).all() for name, value in clip.visual.state_dict().items())
     assert not any(p.requires_grad for name, p in clip.named_parameters() if not name.startswith("visual."))
@@ -680,6 +692,18 @@ def test_new_words_mean_what_captions_have(talking):
         assert reworded(f"a {same} at night", rng, often=1.0) == f"a {new} at night"
         vocabulary.encode([new])
     assert reworded("der Schneefall", rng, often=1.0) == "der Schneefall"  # whole words only
+
+
+def test_russian_words_are_learnt_in_all_their_forms():
+    assert {"пустыня", "пустыни", "пустыней", "пустыню"} <= set(inflections("пустыня"))
+    assert {"снежный", "снежной", "снежную", "снежных"} <= set(inflections("снежная"))
+    assert not set(inflections("звезда")) & set(inflections("звёзды"))  # a shape, and what is in the sky
+    assert inflections("над") == ("над",) and inflections("идёт") == ("идёт",)
+    rng, text = np.random.default_rng(0), "маяк над морем, ночь"
+    seen = {reworded(text, rng) for _ in range(50)}
+    assert text in seen and len(seen) > 20
+    assert all(len(one.split(" ")) == 4 and one.split(" ")[1] == "над" for one in seen)
+    assert reworded("a lighthouse at night", rng, often=1.0) == "a lighthouse at night"
 
 
 MINIATURE = """

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import cache, lru_cache
 
 import numpy as np
 
@@ -110,6 +111,8 @@ SAME = {
     "globo de aire": "globo aerostático",
 }  # fmt: skip
 
+RUSSIAN = re.compile("[а-яё]+")
+
 JOINTS = {
     "en": (" ", ", ", " and ", " with ", " under ", " over "), "ru": (" ", ", ", " и ", ", "),
     "de": (" ", ", ", " und ", " mit ", " über "), "es": (" ", ", ", " y ", " con "),
@@ -166,13 +169,19 @@ def any_language(rng: np.random.Generator) -> str:
 
 
 def caption(scene: Scene, rng: np.random.Generator, language: str = "") -> tuple[str, frozenset[str]]:
-    """A text about a scene, and the facts that it mentions: one to all of them, in any order.
+    """A text about a scene, and the facts that it mentions: one to all of them, in any order."""
+    language = language or any_language(rng)
+    said = mentioned(scene, rng)
+    return worded(said, language, rng), frozenset(said)
+
+
+def mentioned(scene: Scene, rng: np.random.Generator) -> list[str]:
+    """Facts of a scene that somebody might mention, in the order of mention.
 
     Mostly what people name first: things, and the ground. What is out of the ordinary (night, rain) is hardly ever left
     out, so that what is not said may be taken to be ordinary: a gradient cannot learn to paint what its caption leaves
     open, and a picture that is still grey would pass for fog.
     """
-    language = language or any_language(rng)
     once = {name if rng.random() < 0.8 else f"{colour} {name}" for name, colour in scene.objects if colour}
     facts = [f for f in sorted(sayable(scene) - once) if f != "clear" or rng.random() < 0.2]
     aside = {"sand", "clear"}  # true, but hardly what one would say
@@ -185,7 +194,11 @@ def caption(scene: Scene, rng: np.random.Generator, language: str = "") -> tuple
     unnamed = [f for f in facts if f.split(" ")[-1] in things]
     if unnamed and not set(unnamed) & set(said) and rng.random() < 0.9:
         said.append(str(rng.choice(unnamed)))
-    said = [said[k] for k in rng.permutation(len(said))]
+    return [said[k] for k in rng.permutation(len(said))]
+
+
+def worded(said: list[str], language: str, rng: np.random.Generator) -> str:
+    """A text in a language that mentions facts in their order."""
     text = phrase(said[0], language, rng)
     for fact in said[1:]:
         if fact.endswith(" background") and rng.random() < 0.6:
@@ -196,7 +209,7 @@ def caption(scene: Scene, rng: np.random.Generator, language: str = "") -> tuple
         text = str(rng.choice(OPENINGS[language])) + text
     if rng.random() < 0.3:  # as most people type it
         text = plain(text)
-    return text, frozenset(said)
+    return text
 
 
 def plain(text: str) -> str:
@@ -205,11 +218,38 @@ def plain(text: str) -> str:
 
 
 def reworded(text: str, rng: np.random.Generator, often: float = 0.5) -> str:
-    """The text in words that say the SAME, wherever it has some, as often as that."""
+    """The text in words that say the SAME, wherever it has some, and in other `inflections`, as often as that."""
     for new, known in SAME.items():
         if rng.random() < often:
             text = re.sub(rf"\b{known}\b", new, text)
-    return text
+
+    def inflected(word: re.Match) -> str:
+        return str(rng.choice(inflections(word[0]))) if rng.random() < often else word[0]
+
+    return RUSSIAN.sub(inflected, text)
+
+
+@cache
+def inflections(word: str) -> tuple[str, ...]:
+    """A Russian noun or adjective in all its cases, an adjective in all genders; any other word as it is.
+
+    No superlatives, and nothing that only poems say. Nouns keep their number: one star is a shape, stars are in the sky.
+    """
+    likely = russian().parse(word)[0]
+    if likely.tag.POS not in ("NOUN", "ADJF"):
+        return (word,)
+    forms = {form.word for form in likely.lexeme
+             if form.tag.POS == likely.tag.POS and not {"Supr", "V-oy"} & form.tag.grammemes
+             and (form.tag.number == likely.tag.number or form.tag.POS == "ADJF")}  # fmt: skip
+    return tuple(sorted(forms | {word}))
+
+
+@lru_cache(maxsize=1)
+def russian():
+    """A dictionary of Russian morphology (pymorphy3)."""
+    import pymorphy3  # here, as those who only read what captions are made of need none
+
+    return pymorphy3.MorphAnalyzer(lang="ru")
 
 
 def all_words() -> list[str]:
@@ -220,7 +260,8 @@ def all_words() -> list[str]:
     texts += [part for parts in (*JOINTS.values(), *OPENINGS.values()) for part in parts]
     texts += [word for on, nouns in ON.values() for word in (on, *nouns.split("|"))]
     texts += SAME
-    return [*texts, "un", *map(plain, texts)]
+    texts += [form for text in texts for word in RUSSIAN.findall(text) for form in inflections(word)]
+    return [*dict.fromkeys([*texts, "un", *map(plain, texts)])]
 
 
 def parts(fact: str) -> tuple[str, ...]:

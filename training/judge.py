@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from vqclip.precision import able
+
 from .data import floats, rendered
 from .repaint import bend
 from .scenes import COLOURED, COLOURS, GROUNDS, OBJECTS, SHAPES, SIDE, TIMES, WEATHERS, Scene, scene
@@ -216,7 +218,7 @@ def train(folder: Path, count: int, epochs: int, processes: int, begin: Path | N
         epoch, at = divmod(step, count // batch)
         chosen = torch.randperm(count, generator=torch.Generator().manual_seed(epoch))[at * batch : (at + 1) * batch]
         torch.manual_seed(step)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=able(torch.device("cpu")).fast == "bfloat16"):
             plain = truth["ground"][chosen] == len(GROUNDS)
             seen = judge(disturbed(floats(pictures[chosen.numpy()]), plain))
         want = {name: value[chosen] for name, value in truth.items()}

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vqclip.precision import able
+
 from .data import floats
 from .mosaic import Mosaic
 from .scenes import Scene, scattered, with_other_things
@@ -79,7 +81,7 @@ def bend(images: Tensor, most: float = 0.6) -> Tensor:
 def show(painting, codes: Tensor) -> Tensor:
     """What the painter makes of codes (B, h, w), where they are: images (B, 3, H, W) in [0, 1]."""
     painter = painting.painter.to(codes.device).eval()
-    with torch.autocast(codes.device.type, torch.bfloat16):
+    with torch.autocast(codes.device.type, torch.bfloat16, enabled=able(codes.device).fast == "bfloat16"):
         return (painter.decode(painter.embed(codes)).float() / 2 + 0.5).clamp(0, 1)
 
 

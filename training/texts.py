@@ -4,8 +4,8 @@ A run rests where the pull of its text is balanced by what guidance takes out of
 was elsewhere: forests became meadows, black became brown, though pictures of them are told apart and led to well. A
 gradient is linear in what is asked for, so a text can make up for that: for each part, walkers that are told as runs
 are find what it should add to its text; the parts in question get some of that, and ask for less of what they became or
-brought along (`texts.led` in the recipe). Then the text tower learns to say that, and of all else what it said before;
-and some words that it did not know, of which SAME says what they mean.
+brought along (`texts.led` in the recipe). Then the text tower learns to say that, and of all else what it said before
+in English, in which it is best; and some words that it did not know, of which SAME says what they mean.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from vqclip.perceptor import MEAN, STD
 
 from .batches import GOALS, Vocabulary
 from .beside import Told, tell
-from .captions import all_parts, caption, marked, reworded
+from .captions import all_parts, caption, marked, mentioned, reworded, worded
 from .data import floats
 from .gradient import uphill
 from .mosaic import Mosaic
@@ -170,17 +170,23 @@ def change(sums: Sums, adds: Tensor, mean: Tensor, led: DictConfig) -> Tensor:
 
 
 def teach(clip: nn.Module, vocabulary: Vocabulary, sums: Sums, adds: Tensor, t: DictConfig, seed: int) -> None:
-    """Have a text tower say of captions what it said, and what their parts add (P, D); and the same of new words."""
+    """Have a text tower say of captions what it said of them in English, and what their parts add (P, D).
+
+    And the same of new words. `t.taught.languages` has how often captions are in each language.
+    """
     before = copy.deepcopy(clip).requires_grad_(False)
     words = [p for name, p in clip.named_parameters() if not name.startswith("visual.") and name != "logit_scale"]
     optimizer = torch.optim.AdamW([p.requires_grad_() for p in words], t.taught.lr, BETAS, weight_decay=0.0)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, t.taught.lr, t.taught.steps)
+    languages, odds = zip(*t.taught.languages.items(), strict=True)
     rng = np.random.default_rng((29, seed))
     for step in range(t.taught.steps):
         scenes = [scattered(int(k), held_out=True) for k in rng.integers(2**31, size=t.taught.batch)]
-        texts, said = zip(*(caption(of, rng) for of in scenes), strict=True)
+        said = [mentioned(of, rng) for of in scenes]
+        texts = [worded(facts, str(rng.choice(languages, p=odds)), rng) for facts in said]
+        english = [worded(facts, "en", rng) for facts in said]
         with torch.no_grad():
-            right = raw(before, vocabulary, list(texts)) + sums.counts(torch.from_numpy(marked(said))) @ adds
+            right = raw(before, vocabulary, english) + sums.counts(torch.from_numpy(marked(said))) @ adds
         read = raw(clip, vocabulary, [reworded(text, rng) for text in texts])
         loss = 1 - F.cosine_similarity(read, right, dim=1).mean()
         optimizer.zero_grad()
@@ -200,9 +206,9 @@ def put_right(clip: nn.Module, vocabulary: Vocabulary, painting, recipe: DictCon
     said, read = said_and_read(clip, vocabulary)
     sums.fit(said, read)
     missed = [part for part, how in t.led.items() if how.adds]
-    dtype = torch.bfloat16 if recipe.precision.startswith("bf16") else torch.float32
+    dtype = torch.bfloat16 if recipe.precision == "bf16-mixed" else torch.float32
     found = []
-    for seed in range(recipe.seed, recipe.seed + t.rounds):
+    for seed in range(recipe.seed, recipe.seed + t.rounds * bool(missed)):
         path = Path(recipe.folder) / f"led-{seed}.pt"
         if not path.exists():
             torch.manual_seed(seed)
@@ -211,5 +217,6 @@ def put_right(clip: nn.Module, vocabulary: Vocabulary, painting, recipe: DictCon
             with atomic(path) as file:
                 torch.save(lead(clip, walks, walkers, t, seed, dtype), file)
         found.append(torch.load(path))
-    changed = change(sums, torch.stack(found).mean(0), read.mean(0), t.led)
+    adds = torch.stack(found).mean(0) if found else torch.zeros_like(sums.adds)
+    changed = change(sums, adds, read.mean(0), t.led)
     teach(clip, vocabulary, sums, changed, t, recipe.seed)

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from vqclip.files import atomic, sha256
 from vqclip.perceptor import openai_clip
+from vqclip.precision import able
 
 from .batches import Captioned, Stock, Vocabulary
 from .captions import caption
@@ -50,6 +51,11 @@ def read_recipe(changes: list[str]) -> DictConfig:
     OmegaConf.set_struct(recipe, True)
     recipe.merge_with_dotlist(changes)
     return recipe
+
+
+def on_a_card(recipe: DictConfig) -> bool:
+    """Whether a graphics card trains: where there is one, and the recipe does not say otherwise."""
+    return recipe.accelerator != "cpu" and torch.cuda.is_available()
 
 
 class Deadline(pl.Callback):
@@ -165,7 +171,7 @@ def train_clip(recipe: DictConfig, scenes: tuple[np.ndarray, np.ndarray], painti
     """The judge: against mosaics of spoilt codes, and then also against what the painter makes of them."""
     c, network = recipe.clip, OmegaConf.to_container(recipe.clip.network)
     relatives = rendered(Path(recipe.folder), c.kin * len(FAMILIES) * SIZE, processes=recipe.processes, of=kin)
-    if recipe.accelerator != "cpu" and torch.cuda.is_available():
+    if on_a_card(recipe):
         painting.cuda()
     painted = repainted(recipe, scenes[0], painting)
     torch.manual_seed(recipe.seed)
@@ -251,6 +257,9 @@ def provenance(recipe: DictConfig) -> dict:
 def train(recipe: DictConfig) -> None:
     """All of it, and the pair written to `recipe.out`."""
     pl.seed_everything(recipe.seed)
+    if recipe.precision == "auto":
+        device = torch.device("cuda" if on_a_card(recipe) else "cpu")
+        recipe.precision = "bf16-mixed" if able(device).fast == "bfloat16" else "32-true"
     scenes = rendered(Path(recipe.folder), recipe.scenes, processes=recipe.processes, of=scattered)
     painting = kept_vqgan(recipe, scenes[0]) if recipe.begin else train_vqgan(recipe, scenes[0])
     if recipe.begin and not recipe.clip.steps:
