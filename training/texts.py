@@ -33,7 +33,7 @@ from .mosaic import Mosaic
 from .repaint import show
 from .scenes import SIDE, Scene, scattered
 from .train_clip import Sums, ahead, cut, uncut, ways_to_look
-from .walkers import Walkers
+from .walkers import Walkers, turns
 
 SCENES = 3000  # of which walkers may be told
 PLAIN = 0.15  # of the walkers that are told of anything: plain shapes
@@ -123,17 +123,14 @@ def lead(clip: nn.Module, walks: Walks, walkers: Walkers, t: DictConfig, seed: i
     mean, std = (torch.tensor(colour).view(1, 3, 1, 1) for colour in (MEAN, STD))
     heard, everyone = [None] * count, torch.arange(count)
     goals, places = torch.zeros(count, GOALS, 3, SIDE, SIDE), torch.zeros(count, GOALS, 1, SIDE, SIDE)
-    left = everyone % t.walkers.length  # turns: not all end at once
     settled, late = torch.zeros_like(adds), 0
     for step in range(t.steps):
         torch.manual_seed(seed * 1_000_003 + step)
-        new = everyone if step == 0 else everyone[left == 0]
-        for which in new.tolist():
-            heard[which], goals[which], places[which] = walks.draw()
-        if len(new):
-            walkers.begin(new, goals[new, 0])
-            left[new[left[new] == 0]] = t.walkers.length
-        left -= 1
+        new = [walker for walker, _, begins in turns(step, count, t.walkers.length, count) if begins]
+        for walker in new:
+            heard[walker], goals[walker], places[walker] = walks.draw()
+        if new:
+            walkers.begin(torch.tensor(new), goals[new, 0])
         goal, place = walkers.goal(everyone, goals, places)
         ways, grains = ways_to_look(count * looks, SIDE, clip.visual.input_resolution, seed * 1_000_003 + step)
         now = torch.cat([walkers(some) for some in everyone.split(PAINTED)])
