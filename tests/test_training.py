@@ -637,31 +637,42 @@ def test_texts_are_taught_what_their_parts_add_and_new_words_what_they_mean(monk
     before = {name: value.clone() for name, value in clip.state_dict().items()}
     asked = ["a forest", "woods at night", "a meadow", "a red house by the sea", "green red", "snow"]
     forests, others, new, known = [0, 1], [2, 3], 4, 5
-    said_of = [mentioned(scene(k, held_out=True), np.random.default_rng(k)) for k in range(40)]
-    rng = np.random.default_rng(0)
-    russian = [reworded(worded(facts, "ru", rng), rng) for facts in said_of]
-    english = [worded(facts, "en", rng) for facts in said_of]
     with torch.no_grad():
-        said, meant = raw(clip, vocabulary, asked), raw(clip, vocabulary, english)
-        apart = [1 - torch.nn.functional.cosine_similarity(raw(clip, vocabulary, russian), meant).mean()]
+        said = raw(clip, vocabulary, asked)
     sums = Sums(said.shape[1])
     adds = torch.zeros_like(sums.adds)
     adds[row("forest")] = 0.6 * said.norm(dim=1).mean() * torch.nn.functional.normalize(torch.randn(192), dim=0)
-    t = OmegaConf.create({"taught": {"steps": 100, "lr": 0.001, "batch": 48, "languages": {"en": 0.5, "ru": 0.5}}})
+    t = OmegaConf.create({"taught": {"steps": 60, "lr": 0.001, "batch": 48, "languages": {"en": 1.0}}})
     teach(clip, vocabulary, sums, adds, t, seed=0)
     right = said.clone()
     right[forests] += adds[row("forest")]
     right[new] = said[known]
     with torch.no_grad():
         first, now = (torch.nn.functional.cosine_similarity(x, right) for x in (said, raw(clip, vocabulary, asked)))
-        meant += sums.counts(torch.from_numpy(marked(said_of))) @ adds
-        apart.append(1 - torch.nn.functional.cosine_similarity(raw(clip, vocabulary, russian), meant).mean())
     left = (1 - now) / (1 - first)
-    assert left[forests].max() < 0.5 and left[new] < 0.6
-    assert apart[1] < 0.8 * apart[0]
+    assert left[forests].max() < 0.5 and left[new] < 0.5
     assert now[others].min() > 0.97
     assert all((value == before[f"visual.{name}"]).all() for name, value in clip.visual.state_dict().items())
     assert not any(p.requires_grad for name, p in clip.named_parameters() if not name.startswith("visual."))
+
+
+def test_every_language_is_taught_to_say_what_english_does():
+    clip, vocabulary = kept_clip(read_recipe([f"begin={EMBEDDED}"]))
+    rng, facts = np.random.default_rng(0), [mentioned(scene(k), np.random.default_rng(k)) for k in range(40)]
+    english, russian = ([reworded(worded(some, which, rng), rng) for some in facts] for which in ("en", "ru"))
+    tokens = vocabulary.encode(russian).unique()
+
+    def likeness() -> float:
+        return float(torch.nn.functional.cosine_similarity(raw(clip, vocabulary, russian), meant).mean())
+
+    with torch.no_grad():
+        meant = raw(clip, vocabulary, english)
+        clip.token_embedding.weight[tokens[~torch.isin(tokens, vocabulary.encode(english))]] = 0  # all of it forgotten
+        sums, first = Sums(meant.shape[1]), likeness()
+    t = OmegaConf.create({"taught": {"steps": 40, "lr": 0.001, "batch": 48, "languages": {"ru": 1.0}}})
+    teach(clip, vocabulary, sums, torch.zeros_like(sums.adds), t, seed=0)
+    with torch.no_grad():
+        assert 1 - likeness() < 0.8 * (1 - first)
 
 
 def test_walkers_find_what_parts_of_their_texts_are_to_add(talking):
@@ -689,7 +700,9 @@ def test_new_words_mean_what_captions_have(talking):
     known, rng = {word for each in forms for word in re.split("[| ]", each)}, np.random.default_rng(0)
     for new, same in SAME.items():
         assert set(same.split(" ")) <= known and new not in known
-        assert reworded(f"a {same} at night", rng, often=1.0) == f"a {new} at night"
+        words, meant = reworded(f"a {same} at night", rng, often=1.0), f"a {new} at night"
+        pairs = zip(words.split(" "), meant.split(" "), strict=True)
+        assert all(word in inflections(right) for word, right in pairs)
         vocabulary.encode([new])
     assert reworded("der Schneefall", rng, often=1.0) == "der Schneefall"  # whole words only
 
