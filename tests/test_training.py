@@ -16,6 +16,8 @@ from safetensors.torch import load_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import vqclip
+from training import trial
+from training.asked import read_prompts
 from training.batches import GOALS, LOOKS, Batch, Captioned, Stock, Vocabulary
 from training.beside import Told, mixture, tell
 from training.captions import (
@@ -654,6 +656,24 @@ def test_texts_are_taught_what_their_parts_add_and_new_words_what_they_mean(monk
     assert now[others].min() > 0.97
     assert all((value == before[f"visual.{name}"]).all() for name, value in clip.visual.state_dict().items())
     assert not any(p.requires_grad for name, p in clip.named_parameters() if not name.startswith("visual."))
+
+
+def test_a_trial_asks_for_the_part_in_question_and_for_no_test_prompt():
+    test = {frozenset(p["facts"]) for p in read_prompts()["test"]}
+    for part in ("rain", "cactus", "red"):
+        asked = trial.prompts(part, 6, seed=0, things=0.0)
+        assert len({text for text, _ in asked}) == 6 and asked == trial.prompts(part, 6, seed=0, things=0.0)
+        assert all(part in " ".join(facts).split(" ") and frozenset(facts) not in test for _, facts in asked)
+
+
+def test_a_trial_paints_with_shares_of_other_texts_and_leaves_the_pair_as_it_was():
+    def painted(*shares):
+        settings = {"steps": 3, "size": (32, 32), "cutouts": 2}
+        return trial.paint(("rain over the sea", 0), "rain", shares, EMBEDDED, **settings)
+
+    plain, without_dawn = painted(), painted(("dawn", -0.4))
+    assert plain.shape == (32, 32, 3) and not (without_dawn == plain).all()
+    assert (painted(("dawn", 0.0)) == plain).all() and (painted() == plain).all()
 
 
 def test_every_language_is_taught_to_say_what_english_does():
