@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from functools import cache, lru_cache
+from functools import cache
 
 import numpy as np
 
@@ -244,7 +244,7 @@ def inflections(word: str) -> tuple[str, ...]:
     return tuple(sorted(forms | {word}))
 
 
-@lru_cache(maxsize=1)
+@cache
 def russian():
     """A dictionary of Russian morphology (pymorphy3)."""
     import pymorphy3  # here, as those who only read what captions are made of need none
