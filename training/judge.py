@@ -17,10 +17,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from vqclip.precision import able
-
 from .data import floats, rendered
-from .repaint import bend
+from .repaint import bend, multiplies_bfloat16
 from .scenes import COLOURED, COLOURS, GROUNDS, OBJECTS, SHAPES, SIDE, TIMES, WEATHERS, Scene, scene
 
 WORTHY = 0.97  # of the attributes of fresh renders
@@ -218,7 +216,7 @@ def train(folder: Path, count: int, epochs: int, processes: int, begin: Path | N
         epoch, at = divmod(step, count // batch)
         chosen = torch.randperm(count, generator=torch.Generator().manual_seed(epoch))[at * batch : (at + 1) * batch]
         torch.manual_seed(step)
-        with torch.autocast("cpu", torch.bfloat16, enabled=able(torch.device("cpu")).fast == "bfloat16"):
+        with torch.autocast("cpu", torch.bfloat16, enabled=multiplies_bfloat16(torch.device("cpu"))):
             plain = truth["ground"][chosen] == len(GROUNDS)
             seen = judge(disturbed(floats(pictures[chosen.numpy()]), plain))
         want = {name: value[chosen] for name, value in truth.items()}

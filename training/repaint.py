@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import torch
@@ -77,11 +78,17 @@ def bend(images: Tensor, most: float = 0.6) -> Tensor:
     return F.grid_sample(images, straight + push.permute(0, 2, 3, 1), padding_mode="border", align_corners=False)
 
 
+@cache
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether a device does so itself; where it does not, that takes longer than float32."""
+    return able(device).fast == "bfloat16"
+
+
 @torch.no_grad()
 def show(painting, codes: Tensor) -> Tensor:
     """What the painter makes of codes (B, h, w), where they are: images (B, 3, H, W) in [0, 1]."""
     painter = painting.painter.to(codes.device).eval()
-    with torch.autocast(codes.device.type, torch.bfloat16, enabled=able(codes.device).fast == "bfloat16"):
+    with torch.autocast(codes.device.type, torch.bfloat16, enabled=multiplies_bfloat16(codes.device)):
         return (painter.decode(painter.embed(codes)).float() / 2 + 0.5).clamp(0, 1)
 
 

@@ -54,6 +54,13 @@ def said_and_read(clip: nn.Module, vocabulary: Vocabulary) -> tuple[Tensor, Tens
     return torch.from_numpy(marked(said)), raw(clip, vocabulary, list(texts))
 
 
+def sums_of(clip: nn.Module, vocabulary: Vocabulary) -> tuple[Sums, Tensor]:
+    """Where a tower's texts lie as sums of their parts, and the mean of all texts (D,)."""
+    sums, (said, read) = Sums(clip.text_projection.shape[1]), said_and_read(clip, vocabulary)
+    sums.fit(said, read)
+    return sums, read.mean(0)
+
+
 class Heard(NamedTuple):
     """What a walker is told all the way: two texts as rows (2, D), their parts (2, P), the weight of the second."""
 
@@ -199,13 +206,11 @@ def put_right(clip: nn.Module, vocabulary: Vocabulary, painting, recipe: DictCon
     """Teach the texts of a CLIP that has its guidance already, for its painter; the recipe's `texts` says how."""
     t, mosaic = recipe.texts, Mosaic(painting)
     clip.float().requires_grad_(False)
-    sums, scenes = Sums(clip.text_projection.shape[1]), [scattered(k) for k in range(SCENES)]
-    said, read = said_and_read(clip, vocabulary)
-    sums.fit(said, read)
+    (sums, mean), scenes = sums_of(clip, vocabulary), [scattered(k) for k in range(SCENES)]
     missed = [part for part, how in t.led.items() if how.adds]
     dtype = torch.bfloat16 if recipe.precision == "bf16-mixed" else torch.float32
-    found = []
-    for seed in range(recipe.seed, recipe.seed + t.rounds * bool(missed)):
+    found, rounds = [], t.rounds if missed else 0
+    for seed in range(recipe.seed, recipe.seed + rounds):
         path = Path(recipe.folder) / f"led-{seed}.pt"
         if not path.exists():
             torch.manual_seed(seed)
@@ -215,5 +220,5 @@ def put_right(clip: nn.Module, vocabulary: Vocabulary, painting, recipe: DictCon
                 torch.save(lead(clip, walks, walkers, t, seed, dtype), file)
         found.append(torch.load(path))
     adds = torch.stack(found).mean(0) if found else torch.zeros_like(sums.adds)
-    changed = change(sums, adds, read.mean(0), t.led)
+    changed = change(sums, adds, mean, t.led)
     teach(clip, vocabulary, sums, changed, t, recipe.seed)

@@ -25,7 +25,6 @@ from torch import Tensor
 
 from vqclip.files import atomic, sha256
 from vqclip.perceptor import openai_clip
-from vqclip.precision import able
 
 from .batches import Captioned, Stock, Vocabulary
 from .captions import caption
@@ -34,7 +33,7 @@ from .data import painters, rendered
 from .export import export_clip, export_vqgan, guide
 from .kin import FAMILIES, SIZE, kin
 from .mosaic import Mosaic, uneven
-from .repaint import repaint, show
+from .repaint import multiplies_bfloat16, repaint, show
 from .scenes import render, scattered, scene
 from .texts import put_right, said_and_read
 from .train_clip import JudgesTraining
@@ -259,7 +258,7 @@ def train(recipe: DictConfig) -> None:
     pl.seed_everything(recipe.seed)
     if recipe.precision == "auto":
         device = torch.device("cuda" if on_a_card(recipe) else "cpu")
-        recipe.precision = "bf16-mixed" if able(device).fast == "bfloat16" else "32-true"
+        recipe.precision = "bf16-mixed" if multiplies_bfloat16(device) else "32-true"
     scenes = rendered(Path(recipe.folder), recipe.scenes, processes=recipe.processes, of=scattered)
     painting = kept_vqgan(recipe, scenes[0]) if recipe.begin else train_vqgan(recipe, scenes[0])
     if recipe.begin and not recipe.clip.steps:

@@ -32,11 +32,10 @@ from .judge import Reading, load_judge
 from .measures import read, tally
 from .quality import load_pair
 from .scenes import COLOURS, GROUNDS, OBJECTS, TIMES, WEATHERS, Scene, scattered
-from .texts import change, said_and_read
+from .texts import change, sums_of
 from .train import kept_clip, read_recipe, some_captions
-from .train_clip import Sums
 
-PARTS = (*GROUNDS, *TIMES, *(name for name in WEATHERS if name not in ("clear", "clouds")), *OBJECTS, *COLOURS)
+PARTS = (*GROUNDS, *TIMES, *WEATHERS[2:], *OBJECTS, *COLOURS)
 Prompt = tuple[str, tuple[str, ...]]  # and the facts that it asks for
 
 
@@ -53,9 +52,10 @@ def prompts(part: str, count: int, seed: int, things: float) -> list[Prompt]:
 
 
 def _some_facts(of: Scene, rng: np.random.Generator, things: float) -> list[str]:
-    facts = [of.ground, of.time] if of.ground else []
-    facts += [of.weather] if of.ground and of.weather in PARTS else []
-    if of.ground and of.objects and rng.random() < things:
+    if not of.ground:
+        return []
+    facts = [of.ground, of.time] + [of.weather] * (of.weather in PARTS)
+    if of.objects and rng.random() < things:
         name, colour = of.objects[0]
         facts.append(f"{colour} {name}" if colour and rng.random() < 0.6 else name)
     return [facts[k] for k in rng.permutation(len(facts))]
@@ -67,10 +67,9 @@ def changed(pair: Path, part: str, shares: tuple[tuple[str, float], ...]) -> Ten
     recipe = read_recipe([f"begin={pair}"])
     clip, vocabulary = kept_clip(recipe)
     guide(clip, some_captions(vocabulary), recipe.clip.guidance)
-    sums, (said, rows) = Sums(clip.text_projection.shape[1]), said_and_read(clip.float(), vocabulary)
-    sums.fit(said, rows)
+    sums, mean = sums_of(clip.float(), vocabulary)
     led = OmegaConf.create({part: {"adds": 0.0, "mix": dict(shares)}})
-    return change(sums, torch.zeros_like(sums.adds), rows.mean(0), led)[all_parts().index(part)].detach()
+    return change(sums, torch.zeros_like(sums.adds), mean, led)[all_parts().index(part)].detach()
 
 
 def paint(job: tuple[str, int], part: str, shares: tuple, pair: Path, **settings) -> np.ndarray:
