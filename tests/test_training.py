@@ -660,7 +660,7 @@ def test_texts_are_taught_what_their_parts_add_and_new_words_what_they_mean(monk
 
 def test_a_trial_asks_for_the_part_in_question_and_for_no_test_prompt():
     test = {frozenset(p["facts"]) for p in read_prompts()["test"]}
-    for part in ("rain", "cactus", "red"):
+    for part in ("rain", "clouds", "cactus", "red"):
         asked = trial.prompts(part, 6, seed=0, things=0.0)
         assert len({text for text, _ in asked}) == 6 and asked == trial.prompts(part, 6, seed=0, things=0.0)
         assert all(part in " ".join(facts).split(" ") and frozenset(facts) not in test for _, facts in asked)

@@ -35,12 +35,12 @@ from .scenes import COLOURS, GROUNDS, OBJECTS, TIMES, WEATHERS, Scene, scattered
 from .texts import change, sums_of
 from .train import kept_clip, read_recipe, some_captions
 
-PARTS = (*GROUNDS, *TIMES, *WEATHERS[2:], *OBJECTS, *COLOURS)
+PARTS = (*GROUNDS, *TIMES, *WEATHERS[1:], *OBJECTS, *COLOURS)
 Prompt = tuple[str, tuple[str, ...]]  # and the facts that it asks for
 
 
 def prompts(part: str, count: int, seed: int, things: float) -> list[Prompt]:
-    """English prompts of a land, its hour, weather out of the ordinary and, as often as `things`, a thing."""
+    """English prompts of a land, its hour, weather where there is any and, as often as `things`, a thing."""
     rng, known = np.random.default_rng((31, seed)), {frozenset(p["facts"]) for p in read_prompts()["test"]}
     things = 1.0 if part in (*OBJECTS, *COLOURS) else things
     found: list[Prompt] = []
