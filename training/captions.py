@@ -13,7 +13,7 @@ from functools import cache
 
 import numpy as np
 
-from .scenes import Scene
+from .scenes import GROUNDS, TIMES, WEATHERS, Scene
 
 LANGUAGES = ("en", "ru", "de", "es")
 
@@ -227,6 +227,15 @@ def reworded(text: str, rng: np.random.Generator, often: float = 0.5) -> str:
         return str(rng.choice(inflections(word[0]))) if rng.random() < often else word[0]
 
     return RUSSIAN.sub(inflected, text)
+
+
+def said_twice(said: list[str], rng: np.random.Generator, often: float = 0.3) -> list[str]:
+    """What was mentioned, a land, an hour or weather of it, as often as that, once more: "white winter snow"."""
+    places = [k for k, fact in enumerate(said) if fact in (*GROUNDS, *TIMES, *WEATHERS)]
+    if not places or rng.random() >= often:
+        return said
+    k = int(rng.choice(places))
+    return [*said[: k + 1], *said[k:]]
 
 
 @cache

@@ -5,7 +5,8 @@ was elsewhere: forests became meadows, black became brown, though pictures of th
 gradient is linear in what is asked for, so a text can make up for that: for each part, walkers that are told as runs
 are find what it should add to its text; the parts in question get some of that, and ask for less of what they became or
 brought along (`texts.led` in the recipe). Then the text tower learns to say that, and of all else what it said before
-in English, in which it is best; and some words that it did not know, of which SAME says what they mean.
+in English, in which it is best; some words that it did not know, of which SAME says what they mean; and that what is
+said twice, as "white winter snow", is no more than what is said once.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from vqclip.perceptor import MEAN, STD
 
 from .batches import GOALS, Vocabulary
 from .beside import Told, tell
-from .captions import all_parts, caption, marked, mentioned, reworded, worded
+from .captions import all_parts, caption, marked, mentioned, reworded, said_twice, worded
 from .data import floats
 from .gradient import uphill
 from .mosaic import Mosaic
@@ -176,7 +177,8 @@ def change(sums: Sums, adds: Tensor, mean: Tensor, led: DictConfig) -> Tensor:
 def teach(clip: nn.Module, vocabulary: Vocabulary, sums: Sums, adds: Tensor, t: DictConfig, seed: int) -> None:
     """Have a text tower say of captions what it said of them in English, and what their parts add (P, D).
 
-    And the same of new words. `t.taught.languages` has how often captions are in each language.
+    And the same of new words, and where something is said twice. `t.taught.languages` has how often captions are in
+    each language.
     """
     before = copy.deepcopy(clip).requires_grad_(False)
     words = [p for name, p in clip.named_parameters() if not name.startswith("visual.") and name != "logit_scale"]
@@ -187,7 +189,7 @@ def teach(clip: nn.Module, vocabulary: Vocabulary, sums: Sums, adds: Tensor, t: 
     for step in range(t.taught.steps):
         scenes = [scattered(int(k), held_out=True) for k in rng.integers(2**31, size=t.taught.batch)]
         said = [mentioned(of, rng) for of in scenes]
-        texts = [worded(facts, str(rng.choice(languages, p=odds)), rng) for facts in said]
+        texts = [worded(said_twice(facts, rng), str(rng.choice(languages, p=odds)), rng) for facts in said]
         english = [worded(facts, "en", rng) for facts in said]
         with torch.no_grad():
             right = raw(before, vocabulary, english) + sums.counts(torch.from_numpy(marked(said))) @ adds
