@@ -37,6 +37,7 @@ from training.captions import (
     parts,
     phrase,
     reworded,
+    said_twice,
     sayable,
     worded,
 )
@@ -674,6 +675,13 @@ def test_a_trial_paints_with_shares_of_other_texts_and_leaves_the_pair_as_it_was
     plain, without_dawn = painted(), painted(("dawn", -0.4))
     assert plain.shape == (32, 32, 3) and not (without_dawn == plain).all()
     assert (painted(("dawn", 0.0)) == plain).all() and (painted() == plain).all()
+
+
+def test_a_land_an_hour_or_weather_may_be_said_twice_and_nothing_else_is():
+    rng, said = np.random.default_rng(0), ["red house", "snow", "dawn"]
+    found = {" ".join(said_twice(said, rng)) for _ in range(50)}
+    assert found == {"red house snow dawn", "red house snow snow dawn", "red house snow dawn dawn"}
+    assert said_twice(["red circle", "blue background"], rng, often=1.0) == ["red circle", "blue background"]
 
 
 def test_every_language_is_taught_to_say_what_english_does():
