@@ -399,14 +399,14 @@ PAINTED = int(LOOKED * 0.9)
 
 @pytest.fixture(scope="module")
 def batches():
-    """Batches of 32 scenes from a step on, in which walkers walk from step 3 on."""
-    painted = {"scene": np.arange(32), "odds": np.full(32, 1 / 32)}
+    """Batches of 48 scenes from a step on, in which walkers walk from step 3 on."""
+    painted = {"scene": np.arange(48), "odds": np.full(48, 1 / 48)}
     words = Vocabulary(48)
 
     def begin(skip: int = 0, **changes) -> Captioned:
         arguments = dict(batch=LOOKED, rounds=1, loose=16, seed=0, painted_from=2, part=0.9, walkers=(4, 5, 2),
                          walking_from=3)  # fmt: skip
-        return Captioned(32, 2, painted, words, **{**arguments, **changes}, skip=skip)
+        return Captioned(48, 2, painted, words, **{**arguments, **changes}, skip=skip)
 
     return begin
 
@@ -751,7 +751,7 @@ MINIATURE = """
 scenes=48 processes=1 save_every=4 accelerator=cpu precision=32-true
 vqgan.n_embed=64 vqgan.patches=1500 vqgan.rounds=4 vqgan.batch=4 vqgan.steps={vqgan} vqgan.critic_from=10
 sharper.steps={sharper} sharper.critic_from=4 vqgan.ddconfig.z_channels=32
-clip.batch=28 clip.loose=8 clip.kin=1 clip.steps={clip} clip.painted_from=25 clip.walking_from=40 clip.walkers.count=6
+clip.batch=33 clip.loose=8 clip.kin=1 clip.steps={clip} clip.painted_from=25 clip.walking_from=40 clip.walkers.count=6
 clip.walkers.length=3 clip.walkers.each=1 clip.chunk=12 clip.chunks.random=1 clip.chunks.bare=1
 clip.chunks.soft=1 clip.chunks.bent=1 clip.network.transformer_layers=1 clip.network.transformer_width=64
 texts.steps=3 texts.rounds=1 texts.walkers.count=2 texts.taught.steps=4 texts.taught.batch=8

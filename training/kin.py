@@ -14,11 +14,12 @@ from typing import NamedTuple
 import numpy as np
 
 from .captions import JOINTS, any_language, phrase, sayable
-from .scenes import COLOURED, COLOURS, GROUNDS, HELD_OUT, SHAPES, STANDING, WEATHERS, Scene, scattered
+from .scenes import COLOURED, COLOURS, GROUNDS, HELD_OUT, SHAPES, STANDING, TIMES, WEATHERS, Scene, scattered
 
 SIZE = 4  # of a family
 FAMILIES = ("shape", "shape", "colour", "colour", "backdrop", "thing", "thing", "thing", "thing", "thing",
-            "tint", "tint", "ground", "ground", "ground", "ground", "weather", "weather")  # of a round  # fmt: skip
+            "tint", "tint", "tint", "tint", "ground", "ground", "ground", "ground", "weather", "weather", "weather",
+            "time", "time")  # of a round  # fmt: skip
 PLAIN = ("shape", "colour", "backdrop")  # families of plain shapes; the others are landscapes
 THINGS = (*STANDING, "sun", "moon")  # of which one is in a family of things
 
@@ -41,7 +42,7 @@ def relatives(number: int) -> tuple[tuple[Scene, str], ...]:
     """The SIZE scenes of the family of a number, and the fact that is sayable of each alone; none of HELD_OUT.
 
     In turn, families differ as FAMILIES has it: in the shape, in its colour, in what is behind it, in the thing of a
-    landscape, in that thing's colour, in the land, in the weather.
+    landscape, in that thing's colour, in the land, in the weather, in the hour.
     """
     kind, rng = FAMILIES[number % len(FAMILIES)], np.random.default_rng((4, number))
     wanted = str(rng.choice({"thing": THINGS, "tint": COLOURED}.get(kind, ("",))))
@@ -54,9 +55,10 @@ def relatives(number: int) -> tuple[tuple[Scene, str], ...]:
         elif kind == "backdrop":
             behind = [colour for colour in COLOURS if colour != of.objects[0][1]]
             kin = [(replace(of, backdrop=colour), f"{colour} background") for colour in behind]
-        elif kind == "weather":
-            low = tuple(thing for thing in of.objects if thing[0] in STANDING)  # no stars in the rain
-            kin = [(replace(of, weather=weather, objects=low), weather) for weather in WEATHERS]
+        elif kind in ("weather", "time"):
+            low = tuple(thing for thing in of.objects if thing[0] in STANDING)  # no stars in the rain, nor by day
+            names = WEATHERS if kind == "weather" else TIMES
+            kin = [(replace(of, **{kind: name, "objects": low}), name) for name in names]
         else:
             others = dict.fromkeys(_others(kind, of, wanted, rng))
             kin = [(replace(of, objects=(other,)), f"{other[1]} {other[0]}".strip()) for other in others]

@@ -22,7 +22,7 @@ from .scenes import Scene, scattered, with_other_things
 # towards random codes halfway to the mean, another picture and a little towards random codes
 ODDS = {
     "random": (0.3, 0.1, 0.13, 0.12, 0.15, 0.1, 0.1, 0, 0, 0),
-    "bare": (0, 0, 0.1, 0.3, 0.6, 0, 0, 0, 0, 0),  # the other picture: the scene without its things
+    "bare": (0, 0, 0.1, 0.3, 0.6, 0, 0, 0, 0, 0),  # the other picture: the scene without its things, or weather
     "soft": (0, 0, 0, 0, 0, 0, 0, 0.3, 0.7, 0),
     "bent": (0, 0, 0.2, 0, 0.2, 0, 0, 0, 0, 0.6),  # the scene out of shape, or with other things in the same places
 }
@@ -64,8 +64,9 @@ def spoil(z: Tensor, codebook: Tensor, odds: tuple[float, ...] = ODDS["random"],
 
 
 def without_things(of: Scene) -> Scene:
-    """The same scene bare; a plain shape takes the colour of its background."""
-    return replace(of, objects=tuple((name, of.backdrop) for name, _ in of.objects if not of.ground))
+    """The same scene bare, one without things under a clear sky; a plain shape takes the colour of its background."""
+    weather = of.weather if of.objects else "clear"
+    return replace(of, weather=weather, objects=tuple((name, of.backdrop) for name, _ in of.objects if not of.ground))
 
 
 def bend(images: Tensor, most: float = 0.6) -> Tensor:
@@ -97,8 +98,8 @@ def repaint(painting, mosaic: Mosaic, pictures: np.ndarray, scenes: np.ndarray, 
     """What the painter shows of spoilt latents of scenes: arrays `scene`, `picture` (uint8), `share` (half).
 
     Args:
-        kind: of ODDS. Of "bare" ones the other pictures are the scenes without their things, of "soft" ones every
-            second; of "bent" ones the scenes out of shape, of every second with other things.
+        kind: of ODDS. Of "bare" ones the other pictures are the scenes without their things, or weather, of "soft"
+            ones every second; of "bent" ones the scenes out of shape, of every second with other things.
         draw: scenes -> their pictures, such as `map` with `render`.
     """
     torch.manual_seed(seed)
