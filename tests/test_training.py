@@ -62,7 +62,7 @@ from training.scenes import (
     with_other_things,
 )
 from training.texts import Walks, change, lead, raw, said_and_read, teach
-from training.train import kept_clip, read_recipe, stay_near
+from training.train import kept_clip, read_recipe, say_as, stay_near
 from training.train_clip import Sums, ahead, as_runs, cut, uncut
 from training.walkers import Walkers, turns
 from vqclip.checkpoints import EMBEDDED
@@ -176,6 +176,27 @@ def test_a_scene_without_its_things_is_otherwise_the_same(what):
     assert not render_and_things(without_things(Scene(3, **what)))[1].any() or not what["ground"]
 
 
+@pytest.mark.parametrize("other", [{"weather": "clouds"}, {"objects": (("castle", ""),)}, {"objects": ()}])
+def test_whatever_else_a_scene_shows_its_land_stays_where_it_was(other):
+    of = Scene(3, "mountains", objects=(("house", "red"), ("sun", "")))
+    one, two = (render_and_things(each) for each in (of, replace(of, **other)))
+    land = np.s_[SIDE * 3 // 4 :]
+    same = ~(one[1] | two[1])[land]
+    assert same.mean() > 0.3 and np.array_equal(one[0][land][same], two[0][land][same])
+
+
+@pytest.mark.parametrize("weather", ["snowfall", "rain"])
+def test_flakes_and_streaks_are_strewn_evenly_and_lie_where_others_nearly_lie(weather):
+    clear, *shown = (render_and_things(Scene(seed, "meadow", weather=kind))
+                     for seed, kind in ((3, "clear"), (3, weather), (4, weather), (5, weather)))  # fmt: skip
+    assert not clear[1].any()
+    for _, where in shown:
+        assert 0.1 < where.mean() < 0.8
+        assert all(quarter.any() for half in np.split(where, 4) for quarter in np.split(half, 4, 1))
+    (_, one), (_, other), _ = shown
+    assert (one & other).sum() > 0.6 * one.sum() > (one & np.roll(other, SIDE // 14, 1)).sum()
+
+
 def test_other_things_stand_where_the_first_ones_stood_and_are_never_held_out():
     rng = np.random.default_rng(0)
     changed = 0
@@ -202,12 +223,12 @@ def test_kin_differ_in_one_thing_and_say_so(number):
         (own,) = said - shared
         assert facts == sayable(kin(number * SIZE + k)) and said <= facts
         assert sum(own in others for others in one.facts) == 1
-        assert where.any() or kind in ("ground", "weather")
+        assert where.any() or kind in ("ground", "weather", "time")
     words = {own.split(" ")[-1] for said in one.said for own in said - shared}
     assert (len(words) == 1) == (kind in ("colour", "tint", "backdrop")) or kind == "thing"
     assert all(bool(of.ground) != (kind in PLAIN) for of, _ in relatives(number))
     elsewhere = ~np.logical_or.reduce(places)
-    if kind in ("shape", "colour"):  # light falls on things, so a landscape may change a little around them
+    if kind in ("shape", "colour", "tint"):
         assert np.abs(pictures[:, elsewhere].astype(int) - pictures[0][elsewhere]).max() < 12
 
 
@@ -769,6 +790,19 @@ def test_an_image_tower_stays_as_near_to_what_it_was_as_is_asked():
         expected = 0.75 * after[name] + 0.25 * before[name] if near else after[name]
         torch.testing.assert_close(value, expected)
     assert any(name.startswith("visual.") and "resblocks.1" in name for name in after)
+
+
+def test_the_text_tower_of_another_pair_is_taken_with_its_guidance():
+    clip, vocabulary = kept_clip(read_recipe([f"begin={EMBEDDED}"]))
+    before = {name: value.clone() for name, value in clip.state_dict().items()}
+    shipped = load_file(EMBEDDED / "clip.safetensors")
+    say_as(clip, vocabulary, EMBEDDED / "clip.safetensors")
+    assert not torch.equal(clip.ln_final.bias, before["ln_final.bias"])  # guidance
+    for name, value in clip.state_dict().items():
+        if name.startswith("visual.") or name == "logit_scale":
+            assert torch.equal(value, before[name])
+        elif name != "token_embedding.weight":
+            assert torch.equal(value, shipped[name].float())
 
 
 def curve(folder: Path, stage: str, name: str) -> list[float]:

@@ -12,7 +12,7 @@ from .scenes import COLOURED, COLOURS, GROUNDS, OBJECTS, SHAPES, TIMES, WEATHERS
 
 PROMPTS = Path(__file__).with_name("prompts.yaml")
 SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the first of two prompts in a sweep
-ODDS = (5, 2, 1, 1, 1)  # of WEATHERS, as in the pictures of the training
+ODDS = (5, 2, 1, 1, 1)  # of WEATHERS, where a prompt names none
 AT_NIGHT, BY_DAY = {"moon", "stars"}, {"sun", "rainbow", "balloon", "birds"}  # and under an open sky
 
 

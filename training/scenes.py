@@ -150,7 +150,7 @@ def _draw(seed: int, rng) -> Scene:
         shape, colour, backdrop = rng.choice(SHAPES), *rng.choice(list(COLOURS), 2, replace=False)
         return Scene(seed, "", objects=((str(shape), str(colour)),), backdrop=str(backdrop))
     ground, time = str(rng.choice(GROUNDS)), str(rng.choice(TIMES, p=(0.2, 0.35, 0.2, 0.25)))
-    weather = str(rng.choice(WEATHERS, p=(0.5, 0.2, 0.1, 0.1, 0.1)))
+    weather = str(rng.choice(WEATHERS, p=(0.38, 0.2, 0.14, 0.14, 0.14)))
     objects = []
     sky = {"day": ("sun", "balloon", "birds"), "dawn": ("sun", "balloon", "birds"), "night": ("moon", "stars"),
            "sunset": ("sun", "balloon", "birds")}[time]  # fmt: skip

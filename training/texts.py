@@ -47,6 +47,11 @@ def raw(clip: nn.Module, vocabulary: Vocabulary, texts: list[str]) -> Tensor:
     return clip.encode_text(vocabulary.encode(texts).to(clip.text_projection.device)).float()
 
 
+def of_texts(clip: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters of a CLIP's text tower, by name."""
+    return {name: p for name, p in clip.named_parameters() if not name.startswith("visual.") and name != "logit_scale"}
+
+
 @torch.no_grad()
 def said_and_read(clip: nn.Module, vocabulary: Vocabulary) -> tuple[Tensor, Tensor]:
     """Of 2000 captions which of FACTS they mention (T, F) and what a tower says of them (T, D): for `Sums.fit`."""
@@ -181,8 +186,8 @@ def teach(clip: nn.Module, vocabulary: Vocabulary, sums: Sums, adds: Tensor, t: 
     each language.
     """
     before = copy.deepcopy(clip).requires_grad_(False)
-    words = [p for name, p in clip.named_parameters() if not name.startswith("visual.") and name != "logit_scale"]
-    optimizer = torch.optim.AdamW([p.requires_grad_() for p in words], t.taught.lr, BETAS, weight_decay=0.0)
+    words = [p.requires_grad_() for p in of_texts(clip).values()]
+    optimizer = torch.optim.AdamW(words, t.taught.lr, BETAS, weight_decay=0.0)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, t.taught.lr, t.taught.steps)
     languages, odds = zip(*t.taught.languages.items(), strict=True)
     rng = np.random.default_rng((29, seed))

@@ -35,7 +35,7 @@ from .kin import FAMILIES, SIZE, kin
 from .mosaic import Mosaic, uneven
 from .repaint import multiplies_bfloat16, repaint, show
 from .scenes import render, scattered, scene
-from .texts import put_right, said_and_read
+from .texts import of_texts, put_right, said_and_read
 from .train_clip import JudgesTraining
 from .train_vqgan import Crops, PaintersTraining
 from .walkers import Walkers
@@ -184,6 +184,8 @@ def train_clip(recipe: DictConfig, scenes: tuple[np.ndarray, np.ndarray], painti
         begin_with(judging.clip, judging.vocabulary, Path(recipe.begin) / "clip.safetensors")
         said, read = said_and_read(judging.clip, judging.vocabulary)
         judging.sums.fit(said, F.normalize(read, dim=1))
+    for p in of_texts(judging.clip).values():
+        p.requires_grad_(not c.texts)
 
     def batches(skip: int) -> Captioned:
         return Captioned(len(scenes[0]), c.kin, painted, judging.vocabulary, c.batch, c.rounds, c.loose, recipe.seed,
@@ -199,18 +201,29 @@ def begin_with(clip, vocabulary: Vocabulary, path: Path) -> None:
     Tokens that it never met begin as they would in a new one. A tower that has more blocks now gets them at its end,
     and each hands on what it is given until it has learnt more (Net2Net, Chen et al. 2015, arXiv 1511.05641).
     """
-    weights = load_file(path)
-    there, met, rows = clip.state_dict(), weights.pop("vocab").tolist(), vocabulary.rows
-    if forgotten := [token for token in met if token not in rows]:
-        raise SystemExit(f"{path} knows {len(forgotten)} tokens that captions no longer have: train one from nothing")
-    embedded = there["token_embedding.weight"].clone()
-    embedded[[rows[token] for token in met]] = weights["token_embedding.weight"].float()
-    weights["token_embedding.weight"] = embedded
+    there, weights = clip.state_dict(), shipped(clip, vocabulary, path)
     new = {name: torch.zeros_like(value) if ".out_proj." in name or ".c_proj." in name else value
            for name, value in there.items() if ".resblocks." in name and name not in weights}  # fmt: skip
-    clip.load_state_dict({**{name: value.float() for name, value in weights.items()}, **new})
+    clip.load_state_dict({**weights, **new})
     share = OmegaConf.load(path.with_suffix(".yaml")).recipe.clip.guidance
     guide(clip, some_captions(vocabulary), -share / (1 - share))
+
+
+def shipped(clip, vocabulary: Vocabulary, path: Path) -> dict[str, Tensor]:
+    """The weights of a CLIP that was shipped, by name, in place of those of one with a vocabulary of its own."""
+    weights, rows = load_file(path), vocabulary.rows
+    met = weights.pop("vocab").tolist()
+    if forgotten := [token for token in met if token not in rows]:
+        raise SystemExit(f"{path} knows {len(forgotten)} tokens that captions no longer have: train one from nothing")
+    embedded = clip.token_embedding.weight.detach().clone()
+    embedded[[rows[token] for token in met]] = weights["token_embedding.weight"].float()
+    return {**{name: value.float() for name, value in weights.items()}, "token_embedding.weight": embedded}
+
+
+def say_as(clip, vocabulary: Vocabulary, path: Path) -> None:
+    """Take the text tower of a CLIP that was shipped, with its guidance."""
+    weights = shipped(clip, vocabulary, path)
+    clip.load_state_dict({name: weights[name] for name in of_texts(clip)}, strict=False)
 
 
 def kept_clip(recipe: DictConfig) -> tuple:
@@ -250,6 +263,8 @@ def provenance(recipe: DictConfig) -> dict:
     if recipe.begin:
         plain["begin"] = {kind: f"sha256 {sha256(Path(recipe.begin) / f'{kind}.safetensors')}"
                           for kind in ("vqgan", "clip")}  # fmt: skip
+    if recipe.clip.texts:
+        plain["clip"]["texts"] = f"sha256 {sha256(Path(recipe.clip.texts) / 'clip.safetensors')}"
     return {**plain, "commit": asked.stdout.strip() or "unknown", "torch": str(torch.__version__),
             "pytorch_lightning": pl.__version__, "numpy": np.__version__}  # fmt: skip
 
@@ -270,7 +285,10 @@ def train(recipe: DictConfig) -> None:
         clip, vocabulary = judging.clip.cpu(), judging.vocabulary
         if recipe.begin:
             stay_near(clip, load_file(Path(recipe.begin) / "clip.safetensors"), recipe.clip.kept)
-    guide(clip, some_captions(vocabulary), recipe.clip.guidance)
+    if recipe.clip.texts:
+        say_as(clip, vocabulary, Path(recipe.clip.texts) / "clip.safetensors")
+    else:
+        guide(clip, some_captions(vocabulary), recipe.clip.guidance)
     if recipe.texts.steps:
         put_right(clip, vocabulary, painting.cpu(), recipe)
     out = Path(recipe.out)
