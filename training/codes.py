@@ -35,10 +35,10 @@ def principal(patches: Tensor, dims: int) -> tuple[Tensor, Tensor]:
     return weight * (CODE_STD / values.sqrt().mean().sqrt()), mean
 
 
-def kmeans(points: Tensor, k: int, rounds: int, seed: int) -> Tensor:
-    """Lloyd's k-means with empty cells reseeded: points (M, C) -> centres (k, C)."""
+def kmeans(points: Tensor, k: int, rounds: int, seed: int, begin: Tensor | None = None) -> Tensor:
+    """Lloyd's k-means with empty cells reseeded: points (M, C) -> centres (k, C), `begin` moved on where given."""
     generator = torch.Generator().manual_seed(seed)
-    centres = points[torch.randperm(len(points), generator=generator)[:k]].clone()
+    centres = (points[torch.randperm(len(points), generator=generator)[:k]] if begin is None else begin).clone()
     for _ in range(rounds):
         nearest = assign(points, centres)
         count = torch.zeros(k).index_add_(0, nearest, torch.ones(len(points)))

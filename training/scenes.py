@@ -385,29 +385,40 @@ def _city(canvas, rng, scene, horizon):
 def _weather(canvas, rng, scene):
     x, y = _grid()
     if scene.weather == "rain":
-        slant = (x + 0.3 * y) * SIDE
-        drops = rng.random((16, SIDE * 2)) < 0.11
-        rows = ((y * 16 + rng.random(SIDE * 2)[slant.astype(int)] * 3) % 16).astype(int)
-        canvas.fill(0.42 * drops[rows, slant.astype(int)], (0.80, 0.86, 0.95), lit=False)
+        cx, cy = _spread(rng, 9, 6)
+        wide, long = (rng.uniform(*of, cx.shape).astype(np.float32) for of in ((0.005, 0.008), (0.07, 0.11)))
+        along = np.clip(1.5 - np.abs(y - cy) / long, 0, 1)
+        streaks = np.minimum(_soft(np.abs(x - cx + 0.3 * (y - cy)) - wide), along)
+        canvas.fill(0.6 * streaks.max(0), (0.80, 0.86, 0.95), lit=False)
     elif scene.weather == "snowfall":
-        flakes = np.zeros((SIDE, SIDE), np.float32)
-        for cy, cx in rng.integers(1, SIDE - 2, (110, 2)):
-            big = 2 if rng.random() < 0.6 else 3
-            flakes[cy : cy + big, cx : cx + big] = rng.uniform(0.7, 1)
-        canvas.fill(flakes, (0.98, 0.98, 1.0), lit=False)
+        canvas.fill(_dots(rng, _spread(rng, 7, 7), 0.012, 0.030), (0.98, 0.98, 1.0), lit=False)
     elif scene.weather == "fog":
         mist = np.array((0.84, 0.85, 0.87)) * (0.35 + 0.65 * canvas.light.mean())
         canvas.fill(np.clip(0.38 + 0.36 * _noise(rng, 4, 6), 0, 0.75), mist, lit=False)
+
+
+def _spread(rng, across: int, down: int, low: float = 1.0) -> np.ndarray:
+    """Places strewn evenly above the height `low`, one in each field of a grid: x and y (2, N, 1, 1)."""
+    fields = np.indices((down, across)).reshape(2, -1)[::-1]
+    places = fields + rng.random((2, 1)) + rng.uniform(-0.3, 0.3, fields.shape)
+    places = places % [[across], [down]] / [[across], [down]] * [[1], [low]]
+    return places.astype(np.float32)[..., None, None]
+
+
+def _dots(rng, places: np.ndarray, least: float, most: float) -> np.ndarray:
+    """Small discs with a radius from `least` to `most`: a mask (SIDE, SIDE).
+
+    What is much smaller than a code, 8 pixels, the painter loses.
+    """
+    (x, y), (cx, cy) = _grid(), places
+    return _soft(np.hypot(x - cx, y - cy) - rng.uniform(least, most, cx.shape).astype(np.float32)).max(0)
 
 
 # --------------------------------------------------------------------------------------------------- objects
 
 
 def _stars(canvas, rng, cx, horizon, time):
-    mask = np.zeros((SIDE, SIDE), np.float32)
-    for x, y in zip(rng.integers(1, SIDE - 2, 60), rng.integers(1, int(horizon * SIDE), 60), strict=True):
-        mask[y : y + 1 + (rng.random() < 0.4), x : x + 1 + (rng.random() < 0.4)] = rng.uniform(0.5, 1)
-    canvas.fill(mask, (1.0, 1.0, 0.92), lit=False)
+    canvas.fill(_dots(rng, _spread(rng, 7, 4, horizon), 0.008, 0.016), (1.0, 1.0, 0.92), lit=False)
 
 
 def _moon(canvas, rng, cx, horizon, time):
@@ -543,15 +554,16 @@ def _castle(canvas, rng, cx, horizon, colour):
 def _birds(canvas, rng, cx, horizon, colour):
     x, y = _grid()
     for _ in range(rng.integers(3, 6)):
-        bx, by, w = rng.uniform(0.15, 0.85), rng.uniform(0.08, 0.34), rng.uniform(0.05, 0.075)
-        wing = np.abs(y - by + 0.9 * np.abs(np.abs(x - bx) - w / 2) - w * 0.3) - 0.012
+        bx, by, w = rng.uniform(0.15, 0.85), rng.uniform(0.08, 0.34), rng.uniform(0.065, 0.095)
+        wing = np.abs(y - by + 0.9 * np.abs(np.abs(x - bx) - w / 2) - w * 0.3) - 0.016
         canvas.fill(_soft(np.maximum(wing, np.abs(x - bx) - w)), (0.08, 0.08, 0.10), lit=False)
 
 
 def _flowers(canvas, rng, cx, horizon, colour):
     x, y = _grid()
-    for cy in np.sort(rng.uniform(horizon + 0.12, 0.98, 26)):
-        fx, r = rng.uniform(0.02, 0.98), 0.012 + 0.028 * (cy - horizon) / (1 - horizon)
+    for down, fx in sorted(_spread(rng, 6, 4, 0.86 - horizon)[::-1, :, 0, 0].T.tolist()):  # the near ones last
+        cy = horizon + 0.12 + down
+        r = 0.020 + 0.028 * (cy - horizon) / (1 - horizon)
         canvas.fill(_soft(disc(x, y, fx, cy, r)), COLOURS[colour])
         canvas.fill(_soft(disc(x, y, fx, cy, r * 0.35)), (0.98, 0.85, 0.25))
 

@@ -126,19 +126,19 @@ def kept_vqgan(recipe: DictConfig, pictures: np.ndarray) -> PaintersTraining:
 
 
 def train_vqgan(recipe: DictConfig, pictures: np.ndarray) -> PaintersTraining:
-    """The painter: first on codes of which many are wrong, then, sharper, on few."""
+    """The painter: first on codes of which many are wrong, then, sharper, on few. One to begin with only sharper."""
     v = recipe.vqgan
 
     def stage(name: str, number: int, before: PaintersTraining | None = None) -> PaintersTraining:
         c, painting = recipe[name], painters_training(recipe, name, recipe.seed + number)
         if before is not None:
             painting.load_state_dict(before.state_dict())
-        elif not (Path(recipe.folder) / name / "last.ckpt").exists():
-            painting.fit_codes(pictures, v.patches, v.rounds, recipe.seed)
+        if (not before or recipe.begin) and not (Path(recipe.folder) / name / "last.ckpt").exists():
+            painting.fit_codes(pictures, v.patches, v.rounds, recipe.seed, further=bool(before))
         fit(painting, lambda skip: Crops(pictures, v.batch, v.crop, recipe.seed + number, skip), recipe, name, c.steps)
         return painting
 
-    return stage("sharper", 1, stage("vqgan", 0))
+    return stage("sharper", 1, kept_vqgan(recipe, pictures) if recipe.begin else stage("vqgan", 0))
 
 
 def repainted(recipe: DictConfig, pictures: np.ndarray, painting: PaintersTraining) -> dict[str, np.ndarray]:
@@ -260,7 +260,8 @@ def train(recipe: DictConfig) -> None:
         device = torch.device("cuda" if on_a_card(recipe) else "cpu")
         recipe.precision = "bf16-mixed" if multiplies_bfloat16(device) else "32-true"
     scenes = rendered(Path(recipe.folder), recipe.scenes, processes=recipe.processes, of=scattered)
-    painting = kept_vqgan(recipe, scenes[0]) if recipe.begin else train_vqgan(recipe, scenes[0])
+    kept = recipe.begin and not recipe.sharper.again
+    painting = kept_vqgan(recipe, scenes[0]) if kept else train_vqgan(recipe, scenes[0])
     if recipe.begin and not recipe.clip.steps:
         clip, vocabulary = kept_clip(recipe)
     else:
@@ -273,7 +274,7 @@ def train(recipe: DictConfig) -> None:
         put_right(clip, vocabulary, painting.cpu(), recipe)
     out = Path(recipe.out)
     out.mkdir(parents=True, exist_ok=True)
-    if recipe.begin:
+    if kept:
         for end in ("safetensors", "yaml"):
             shutil.copy(Path(recipe.begin) / f"vqgan.{end}", out)
     else:

@@ -126,15 +126,16 @@ class PaintersTraining(pl.LightningModule):
         self.register_buffer("weight", torch.zeros(embed_dim, 3 * self.f**2))
         self.register_buffer("mean", torch.zeros(3 * self.f**2))
 
-    def fit_codes(self, pictures: np.ndarray, patches: int, rounds: int, seed: int) -> None:
-        """Set projection and codebook from pictures; see `codes.py`."""
+    def fit_codes(self, pictures: np.ndarray, patches: int, rounds: int, seed: int, further: bool = False) -> None:
+        """Set projection and codebook from pictures; see `codes.py`. With `further` the projection is kept."""
         points = sample_patches(pictures, self.f, patches, seed)
-        weight, mean = principal(points, len(self.weight))
-        self.weight.copy_(weight)
-        self.mean.copy_(mean)
-        points = (points - mean) @ weight.T
         codebook = self.painter.quantize.embedding.weight
-        codebook.data.copy_(kmeans(points, len(codebook), rounds, seed))
+        if not further:
+            weight, mean = principal(points, len(self.weight))
+            self.weight.copy_(weight)
+            self.mean.copy_(mean)
+        points = (points - self.mean) @ self.weight.T
+        codebook.data.copy_(kmeans(points, len(codebook), rounds, seed, codebook.detach() if further else None))
 
     def codes(self, images: Tensor) -> Tensor:
         """The codes of images (B, 3, H, W) in [-1, 1], by the projection itself: (B, h, w)."""
