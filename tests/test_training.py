@@ -41,6 +41,7 @@ from training.captions import (
     sayable,
     worded,
 )
+from training.codes import project
 from training.data import floats, rendered
 from training.export import guide
 from training.gradient import uphill
@@ -64,6 +65,7 @@ from training.scenes import (
 from training.texts import Walks, change, lead, raw, said_and_read, teach
 from training.train import kept_clip, read_recipe, say_as, stay_near
 from training.train_clip import Sums, ahead, as_runs, cut, uncut
+from training.train_vqgan import PaintersTraining
 from training.walkers import Walkers, turns
 from vqclip.checkpoints import EMBEDDED
 from vqclip.perceptor import openai_clip, tokenizer
@@ -291,6 +293,26 @@ def test_the_projection_is_read_off_the_patches_that_were_made_of_it():
     weight = torch.linalg.qr(torch.randn(48, 6))[0].T * torch.tensor([3.0, 2.0, 1.0, 0.5, 0.2, 0.1])[:, None]
     adds = torch.linalg.pinv(weight).T / 2
     assert torch.allclose(uneven(even(adds, weight)), weight, atol=1e-5)
+
+
+def test_codes_are_moved_on_where_the_projection_is_kept():
+    small = dict(double_z=False, z_channels=32, resolution=128, in_channels=3, out_ch=3, ch=32, ch_mult=[1, 1, 1, 1],
+                 num_res_blocks=0, attn_resolutions=[], dropout=0.0)  # fmt: skip
+    painting = PaintersTraining(small, 32, 8, 1e-3, 1, 0.0, 0.0, 1, 0.0)
+    lands, shapes = ([render(of) for of in map(scene, range(200)) if bool(of.ground) == land][:12]
+                     for land in (True, False))  # fmt: skip
+    painting.fit_codes(np.stack(lands), 2000, 4, seed=0)
+    weight, codes = painting.weight.clone(), painting.painter.quantize.embedding.weight.clone()
+    painting.fit_codes(np.stack(shapes), 2000, 0, seed=0, further=True)
+    assert torch.equal(painting.painter.quantize.embedding.weight, codes)  # no round, no move
+    painting.fit_codes(np.stack(shapes), 2000, 4, seed=0, further=True)
+    assert torch.equal(painting.weight, weight)
+    images = floats(np.stack(shapes)) * 2 - 1
+    exact = project(images, weight, painting.mean, painting.f)
+    after = painting.painter.embed(painting.codes(images))
+    painting.painter.quantize.embedding.weight.data = codes
+    before = painting.painter.embed(painting.codes(images))
+    assert (after - exact).square().mean() < 0.8 * (before - exact).square().mean()
 
 
 def test_bent_pictures_are_out_of_shape_by_a_few_pixels():
