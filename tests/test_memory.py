@@ -1,5 +1,9 @@
 """Out of memory: the same step is done again with the same draws, in smaller chunks, and nothing is lost or doubled."""
 
+import os
+import platform
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -314,3 +318,37 @@ def test_a_painter_keeps_nothing_where_gradients_go_back_patch_by_patch(vit):
     plain = vqclip.VQGAN(quick.DDCONFIG, n_embed=32, embed_dim=8).requires_grad_(False)
     needs = [needed(vqclip.generate("a", model, vit, size=48, cutouts=4, device="cpu")) for model in (patchwise, plain)]
     assert 0 < needs[0].painter < 0.9 * needs[1].painter and needs[0].judges == needs[1].judges
+
+
+BLOCKS = """
+import resource
+import sys
+from pathlib import Path
+import torch
+import vqclip
+
+def held():
+    return int(Path("/proc/self/statm").read_text().split()[1])  # pages
+
+if "run" in sys.argv:
+    run = vqclip.generate("a desert", size=(32, 32), cutouts=2, steps=1, device="cpu")
+torch.ones(1 << 26)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(8):
+    torch.ones(1 << 24)  # 64 MiB, and gone
+faults, most = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before, held()
+if "run" in sys.argv:
+    list(run)
+print(faults, most - held())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc" or "LD_PRELOAD" in os.environ, reason="another C library")
+def test_what_a_step_frees_is_kept_for_the_next_and_handed_back_after_the_last():
+    def blocks(*arguments):
+        told = subprocess.run([sys.executable, "-c", BLOCKS, *arguments], capture_output=True, text=True, check=True)
+        return map(int, told.stdout.split())
+
+    (plain, _), (kept, back) = blocks(), blocks("run")
+    assert kept * 8 < plain, (kept, plain)  # faults: pages that the system had to clear and map
+    assert back * os.sysconf("SC_PAGE_SIZE") > 200 << 20, back  # of 256 MiB that nobody uses any more

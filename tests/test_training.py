@@ -795,7 +795,7 @@ scenes=48 processes=1 save_every=4 accelerator=cpu precision=32-true
 vqgan.n_embed=64 vqgan.patches=1500 vqgan.rounds=4 vqgan.batch=4 vqgan.steps={vqgan} vqgan.critic_from=10
 sharper.steps={sharper} sharper.critic_from=4 vqgan.ddconfig.z_channels=32
 clip.batch=33 clip.loose=8 clip.kin=1 clip.steps={clip} clip.painted_from=25 clip.walking_from=40 clip.walkers.count=6
-clip.walkers.length=3 clip.walkers.each=1 clip.chunk=12 clip.chunks.random=1 clip.chunks.bare=1
+clip.mean_from=0.6 clip.walkers.length=3 clip.walkers.each=1 clip.chunk=12 clip.chunks.random=1 clip.chunks.bare=1
 clip.chunks.soft=1 clip.chunks.bent=1 clip.network.transformer_layers=1 clip.network.transformer_width=64
 texts.steps=3 texts.rounds=1 texts.walkers.count=2 texts.taught.steps=4 texts.taught.batch=8
 clip.network.transformer_heads=1 clip.network.embed_dim=32 clip.network.vision_layers=1 clip.network.vision_width=64
@@ -833,6 +833,11 @@ def curve(folder: Path, stage: str, name: str) -> list[float]:
     return [float(row[name]) for file in files for row in csv.DictReader(file.open()) if row.get(name)]
 
 
+def kept(path: Path) -> dict:
+    """The weights in a checkpoint of Lightning's."""
+    return torch.load(path, map_location="cpu", weights_only=False)["state_dict"]
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_miniature_learns_resumes_and_paints(tmp_path):
@@ -848,6 +853,10 @@ def test_a_miniature_learns_resumes_and_paints(tmp_path):
     second = load_file(tmp_path / "pair" / "vqgan.safetensors")
     assert (first["quantize.embedding.weight"] == second["quantize.embedding.weight"]).all()
     assert (first["decoder.conv_out.weight"] != second["decoder.conv_out.weight"]).any()
+    saved, third = kept(tmp_path / "runs/clip/last.ckpt"), load_file(tmp_path / "pair" / "clip.safetensors")
+    assert saved["mean.n_averaged"] == 20 + 60  # of the last of fifty, and of a hundred and fifty
+    assert torch.equal(third["visual.proj"], saved["mean.module.proj"].half())
+    assert not torch.equal(third["visual.proj"], saved["clip.visual.proj"].half())
     told = {"vqgan": ("paint", "encode"), "clip": ("telling", "kin", "pointing", "sums")}
     for stage, name in [(stage, name) for stage, names in told.items() for name in names]:
         values = curve(tmp_path / "runs", stage, name)

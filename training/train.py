@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vqclip.files import atomic, sha256
+from vqclip.memory import keep_freed
 from vqclip.perceptor import openai_clip
 
 from .batches import Captioned, Stock, Vocabulary
@@ -178,8 +179,8 @@ def train_clip(recipe: DictConfig, scenes: tuple[np.ndarray, np.ndarray], painti
     w = c.walkers
     walkers = Walkers(partial(show, painting), Mosaic(painting), w.count, scenes[0].shape[1] // painting.f, w.length)
     stock = Stock(scenes, relatives, painted, w.count)
-    judging = JudgesTraining(network, c.lr, c.steps, c.weight_decay, c.pointing, walkers, stock, w.guided,
-                             recipe.seed, c.compiled)  # fmt: skip
+    judging = JudgesTraining(network, c.lr, c.steps, c.weight_decay, c.pointing, walkers, stock, c.mean_from,
+                             w.guided, recipe.seed, c.compiled)  # fmt: skip
     if recipe.begin:
         begin_with(judging.clip, judging.vocabulary, Path(recipe.begin) / "clip.safetensors")
         said, read = said_and_read(judging.clip, judging.vocabulary)
@@ -192,6 +193,7 @@ def train_clip(recipe: DictConfig, scenes: tuple[np.ndarray, np.ndarray], painti
                          c.painted_from, c.painted, (w.count, w.length, w.each), c.walking_from, skip)  # fmt: skip
 
     fit(judging, batches, recipe, "clip", c.steps, *([Deadline(recipe, c.minutes)] if c.minutes else []))
+    judging.settle()
     return judging
 
 
@@ -241,7 +243,8 @@ def stay_near(clip, before: dict[str, Tensor], share: float) -> None:
     """Take a share of the weights that a CLIP's image tower had `before` training back in.
 
     What it learns anew costs some of what it knew; halfway between the two there is nearly all of both (WiSE-FT,
-    Wortsman et al. 2021, arXiv 2109.01903). A block that was not there before stays as it is.
+    Wortsman et al. 2021, arXiv 2109.01903). Where texts of another pair are taken it is that pair's image tower, which
+    they were put right for. A block that was not there before stays as it is.
     """
     for name, value in clip.visual.named_parameters(prefix="visual"):
         if name in before:
@@ -271,6 +274,7 @@ def provenance(recipe: DictConfig) -> dict:
 
 def train(recipe: DictConfig) -> None:
     """All of it, and the pair written to `recipe.out`."""
+    keep_freed()
     pl.seed_everything(recipe.seed)
     if recipe.precision == "auto":
         device = torch.device("cuda" if on_a_card(recipe) else "cpu")
@@ -284,7 +288,8 @@ def train(recipe: DictConfig) -> None:
         judging = train_clip(recipe, scenes, painting)
         clip, vocabulary = judging.clip.cpu(), judging.vocabulary
         if recipe.begin:
-            stay_near(clip, load_file(Path(recipe.begin) / "clip.safetensors"), recipe.clip.kept)
+            before = Path(recipe.clip.texts or recipe.begin)
+            stay_near(clip, load_file(before / "clip.safetensors"), recipe.clip.kept)
     if recipe.clip.texts:
         say_as(clip, vocabulary, Path(recipe.clip.texts) / "clip.safetensors")
     else:

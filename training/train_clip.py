@@ -12,6 +12,7 @@ import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from vqclip.cutouts import Augment, Cutouts, resampling
 from vqclip.perceptor import MEAN, STD, openai_clip
@@ -122,6 +123,8 @@ class JudgesTraining(pl.LightningModule):
         pointing: weight of the gradients' direction against the contrastive loss.
         walkers: what is moved along; they know the mosaic that shows spoilt pictures where the batch brings none.
         stock: all pictures that batches name.
+        mean_from: the share of `steps` from which on the mean of the image tower's weights is kept, for `settle`
+            (Izmailov et al. 2018, arXiv 1803.05407); 1 keeps none.
         guided: the share of the mean text that is taken out of what walkers are told, as guidance takes it out of what
             runs are. If any, texts learn nothing from walkers: they would put the mean back in.
         seed: of all glimpses; a step draws the same whether or not training was interrupted before it.
@@ -129,7 +132,8 @@ class JudgesTraining(pl.LightningModule):
     """
 
     def __init__(self, network: dict, lr: float, steps: int, weight_decay: float, pointing: float, walkers: Walkers,
-                 stock: Stock, guided: float = 0.0, seed: int = 0, compiled: bool = False):  # fmt: skip
+                 stock: Stock, mean_from: float = 1.0, guided: float = 0.0, seed: int = 0,
+                 compiled: bool = False):  # fmt: skip
         super().__init__()
         self.save_hyperparameters(ignore=["walkers", "stock"])
         self.automatic_optimization = False
@@ -137,6 +141,7 @@ class JudgesTraining(pl.LightningModule):
         self.vocabulary = Vocabulary(network["context_length"])
         self.clip = openai_clip("model").CLIP(**network, vocab_size=len(self.vocabulary.ids))
         nn.init.constant_(self.clip.logit_scale, np.log(10.0))
+        self.mean = AveragedModel(self.clip.visual)
         self.sums = Sums(network["embed_dim"])
         self.uphill = torch.compile(uphill) if compiled else uphill
         self.register_buffer("average", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
@@ -155,7 +160,14 @@ class JudgesTraining(pl.LightningModule):
         nn.utils.clip_grad_norm_(self.clip.parameters(), 1.0)
         for each in (*optimizers, *schedulers):
             each.step()
+        if self.global_step // 2 > self.hparams.mean_from * self.hparams.steps:
+            self.mean.update_parameters(self.clip.visual)
         self.log_dict(losses)
+
+    def settle(self) -> None:
+        """Give the image tower the mean of its weights, where one was kept."""
+        if self.mean.n_averaged:
+            self.clip.visual.load_state_dict(self.mean.module.state_dict())
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """The losses of a batch: "telling", "kin", "pointing", "sums". Moves its walkers a step."""

@@ -29,7 +29,7 @@ from .cutouts import AUGMENTS, Augment, Cutouts
 from .images import load_image, to_pil
 from .latent import STARTS, VQLatent
 from .losses import LOSSES, PromptLoss
-from .memory import fits, is_exhaustion
+from .memory import fits, give_back, is_exhaustion, keep_freed
 from .optim import OPTIMIZERS
 from .perceptor import Perceptor, Tokens, load_clip
 from .precision import able, dtypes
@@ -114,6 +114,8 @@ class Run:
         self.steps, self.settings, self.step = steps, settings, 0
         self.steering = {step: check_steerable(settings, entry) for step, entry in (steering or {}).items()}
         self.replay = Replay() if latent.z.is_cuda else None
+        if latent.z.device.type == "cpu":
+            keep_freed()
         self._in_force: dict[str, Any] | None = {name: getattr(settings, name) for name in STEERABLE}
         self._before: dict[str, Any] | None = None  # the state before the last step
         self._unfinished: dict[str, Any] | None = None  # where to go back to, while not at rest
@@ -225,8 +227,8 @@ class Run:
         similarity = dict(zip(labels, told[len(losses) + 1 :], strict=True))
         frame = Frame(self.step, codes, losses, similarity, self.settings.size, self.latent.decode, measured)
         self.step += 1
-        if self.step > self.steps and self.replay is not None:
-            self.replay.forget()  # others may have its memory
+        if self.step > self.steps:  # others may have its memory
+            give_back() if self.replay is None else self.replay.forget()
         self._unfinished = None
         return frame
 
