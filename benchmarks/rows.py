@@ -18,7 +18,6 @@ import torch
 from PIL import Image
 
 import vqclip
-from vqclip import memory
 from vqclip.video import BATCH_PIXELS, _encoding
 
 from . import measure
@@ -109,20 +108,9 @@ def figure(pairs: Pairs) -> Figure:
 def step(models: Models, bench: Bench, size: int, cutouts: int, precision: str = "auto", **changes: Any) -> Figure:
     """A step of the plain loop against one of ours, and ours against its floor."""
     theirs, run = models.reference(size, cutouts), warmed(models.run(size, cutouts, precision, **changes))
-    found = figure(in_turns(by_itself(theirs), lambda: next(run), bench.pairs, bench.device))
+    found = figure(in_turns(theirs, lambda: next(run), bench.pairs, bench.device))
     least = floor(run)
     return replace(found, raw=found.raw | {"floor": least, "above_floor": median(found.raw["ours"]) / least})
-
-
-def by_itself(theirs: Callable[[], Any]) -> Callable[[], Any]:
-    """The same with memory as the C library handles it where nobody tells it otherwise: it keeps no block of 32 MiB."""
-
-    def call() -> None:
-        memory.keep_freed(up_to=32 << 20)
-        theirs()
-        memory.keep_freed()
-
-    return call
 
 
 def warmed(run: vqclip.Run, by: Iterator | None = None) -> vqclip.Run:

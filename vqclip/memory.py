@@ -39,7 +39,7 @@ FORWARD = 0.8
 SIXTEEN = 0.36  # of a judge's memory in sixteen bits: norms and the picture stay in float32; fitted as above
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt, as malloc.h has them
-EVERYTHING = 2**31 - 1  # bytes, as much as mallopt takes
+_EVERYTHING = 2**31 - 1  # bytes, as much as it takes
 
 _EXHAUSTED = re.compile(r"can't allocate memory|not enough memory|out of memory|ALLOC_FAILED", re.IGNORECASE)
 
@@ -75,19 +75,16 @@ def is_exhaustion(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and bool(_EXHAUSTED.search(str(error)))
 
 
-def keep_freed(up_to: int = EVERYTHING) -> None:
+def keep_freed() -> None:
     """Have this program keep blocks of memory that are freed for the next ones, instead of giving them back each time.
 
     Left to itself the C library of most Linuxes takes every block of 32 MiB or more from the system anew, which clears
-    it page by page, and hands it back as soon as it is freed; a step has hundreds of them. `give_back` is for the end.
+    it page by page, and hands it back as soon as it is freed; a step has many of them. `give_back` is for the end.
     Elsewhere nothing changes.
-
-    Args:
-        up_to: bytes of the largest block that is kept.
     """
     if mallopt := getattr(_library(), "mallopt", None):
-        mallopt(_TRIM_THRESHOLD, EVERYTHING)
-        mallopt(_MMAP_THRESHOLD, up_to)
+        for threshold in (_TRIM_THRESHOLD, _MMAP_THRESHOLD):
+            mallopt(threshold, _EVERYTHING)
 
 
 def give_back() -> None:
