@@ -6,6 +6,8 @@ import sys
 
 import torch
 
+from vqclip.memory import keep_freed
+
 from .models import Models
 
 
@@ -15,6 +17,8 @@ def peak(side: str, kind: str, size: int, cutouts: int, precision: str, device: 
     if side == "ours":
         run = models.run(size, cutouts, precision, chunk=8 if sparing else 0)
         run.latent.vqgan.sparing = sparing
+        if sparing:
+            keep_freed(False)
         for _ in range(2):
             next(run)
     else:

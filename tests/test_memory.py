@@ -326,10 +326,13 @@ import sys
 from pathlib import Path
 import torch
 import vqclip
+from vqclip import memory
 
 def held():
     return int(Path("/proc/self/statm").read_text().split()[1])  # pages
 
+if "short" in sys.argv:
+    memory.free = lambda device: 1000
 if "run" in sys.argv:
     run = vqclip.generate("a desert", size=(32, 32), cutouts=2, steps=1, device="cpu")
 torch.ones(1 << 26)
@@ -349,6 +352,7 @@ def test_what_a_step_frees_is_kept_for_the_next_and_handed_back_after_the_last()
         told = subprocess.run([sys.executable, "-c", BLOCKS, *arguments], capture_output=True, text=True, check=True)
         return map(int, told.stdout.split())
 
-    (plain, _), (kept, back) = blocks(), blocks("run")
+    (plain, _), (kept, back), (short, _) = blocks(), blocks("run"), blocks("run", "short")
     assert kept * 8 < plain, (kept, plain)  # faults: pages that the system had to clear and map
+    assert short * 2 > plain, (short, plain)  # where memory is short nothing is kept, as it lies in pieces
     assert back * os.sysconf("SC_PAGE_SIZE") > 200 << 20, back  # of 256 MiB that nobody uses any more

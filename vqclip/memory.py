@@ -40,6 +40,7 @@ SIXTEEN = 0.36  # of a judge's memory in sixteen bits: norms and the picture sta
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt, as malloc.h has them
 _EVERYTHING = 2**31 - 1  # bytes, as much as it takes
+_LARGEST = 32 << 20  # bytes of the largest blocks that glibc comes to keep by itself
 
 _EXHAUSTED = re.compile(r"can't allocate memory|not enough memory|out of memory|ALLOC_FAILED", re.IGNORECASE)
 
@@ -75,16 +76,19 @@ def is_exhaustion(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and bool(_EXHAUSTED.search(str(error)))
 
 
-def keep_freed() -> None:
+def keep_freed(keep: bool = True) -> None:
     """Have this program keep blocks of memory that are freed for the next ones, instead of giving them back each time.
 
     Left to itself the C library of most Linuxes takes every block of 32 MiB or more from the system anew, which clears
-    it page by page, and hands it back as soon as it is freed; a step has many of them. `give_back` is for the end.
-    Elsewhere nothing changes.
+    it page by page, and hands it back as soon as it is freed; a step has many of them. What is kept lies in pieces, so
+    up to two fifths more is needed; `give_back` is for the end. On other systems nothing changes.
+
+    Args:
+        keep: or not, as the C library has it by itself.
     """
     if mallopt := getattr(_library(), "mallopt", None):
-        for threshold in (_TRIM_THRESHOLD, _MMAP_THRESHOLD):
-            mallopt(threshold, _EVERYTHING)
+        mallopt(_TRIM_THRESHOLD, _EVERYTHING if keep else 2 * _LARGEST)
+        mallopt(_MMAP_THRESHOLD, _EVERYTHING if keep else _LARGEST)
 
 
 def give_back() -> None:
@@ -122,10 +126,10 @@ def _of_machine(info: Path = Path("/proc/meminfo"), group: Path = Path("/sys/fs/
         return None
 
 
-def fits(run: Run) -> bool:
-    """Whether a step has room, as far as anybody can tell."""
+def fits(run: Run, times: int = 1) -> bool:
+    """Whether a step has room, or so many times of it, as far as anybody can tell."""
     there = free(run.latent.z.device)
-    return there is None or needed(run).step <= there
+    return there is None or times * needed(run).step <= there
 
 
 def needed(run: Run, size: tuple[int, int] | None = None, chunk: int = 0) -> Need:

@@ -114,8 +114,6 @@ class Run:
         self.steps, self.settings, self.step = steps, settings, 0
         self.steering = {step: check_steerable(settings, entry) for step, entry in (steering or {}).items()}
         self.replay = Replay() if latent.z.is_cuda else None
-        if latent.z.device.type == "cpu":
-            keep_freed()
         self._in_force: dict[str, Any] | None = {name: getattr(settings, name) for name in STEERABLE}
         self._before: dict[str, Any] | None = None  # the state before the last step
         self._unfinished: dict[str, Any] | None = None  # where to go back to, while not at rest
@@ -142,6 +140,7 @@ class Run:
         Returns:
             how, in words; "" where nothing is left to do.
         """
+        keep_freed(False)
         judges = [judge for _, judge in self.judges()]
         at_once = max((judge.at_once for judge in judges), default=1)
         if at_once <= FEW and self.latent.spare():
@@ -391,6 +390,8 @@ def generate(prompts: str | Sequence | None = None, vqgan: VQGAN | str | Path | 
     painter.sparing = False  # a run before may have been larger
     while not fits(run) and run.economise():
         pass
+    if device.type == "cpu":
+        keep_freed(fits(run, times=2))
     return run
 
 
