@@ -8,6 +8,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -22,7 +23,7 @@ from vqclip.video import BATCH_PIXELS, _encoding
 
 from . import measure
 from .floor import floor
-from .measure import Pairs, in_turns, spread
+from .measure import Apart, Pairs, in_turns, spread
 from .models import Models
 
 
@@ -106,8 +107,12 @@ def figure(pairs: Pairs) -> Figure:
 
 
 def step(models: Models, bench: Bench, size: int, cutouts: int, precision: str = "auto", **changes: Any) -> Figure:
-    """A step of the plain loop against one of ours, and ours against its floor."""
-    theirs, run = models.reference(size, cutouts), warmed(models.run(size, cutouts, precision, **changes))
+    """A step of the plain loop against one of ours, and ours against its floor.
+
+    On a processor the plain loop has a process of its own: ours has the C library keep what a step frees.
+    """
+    make, on_card = partial(models.reference, size, cutouts), bench.device.type == "cuda"
+    theirs, run = make() if on_card else Apart(make), warmed(models.run(size, cutouts, precision, **changes))
     found = figure(in_turns(theirs, lambda: next(run), bench.pairs, bench.device))
     least = floor(run)
     return replace(found, raw=found.raw | {"floor": least, "above_floor": median(found.raw["ours"]) / least})

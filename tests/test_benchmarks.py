@@ -1,7 +1,9 @@
 """The benchmark's harness: every row runs on small networks, what is kept can be compared, nothing is timed here."""
 
+import functools
 import json
 import math
+import os
 import sys
 
 import pytest
@@ -64,6 +66,28 @@ def test_turns_alternate_and_the_first_ones_do_not_count():
     pairs = measure.in_turns(lambda: calls.append("theirs"), lambda: calls.append("ours"), 3, CPU)
     assert calls == ["ours", "theirs", "theirs", "ours", "ours", "theirs", "theirs", "ours"]
     assert len(pairs.theirs) == len(pairs.ours) == len(pairs.ratios()) == 3
+
+
+def test_a_function_apart_is_called_and_timed_in_a_process_of_its_own(tmp_path):
+    apart = measure.Apart(functools.partial(called, tmp_path / "calls"))
+    first = apart.worked()
+    seconds, work = measure.timed(apart, CPU)
+    apart()
+    ids = (tmp_path / "calls").read_text().split()
+    assert len(ids) == 2 and len({*ids, str(os.getpid())}) == 2
+    assert work == pytest.approx(apart.worked() - first, abs=0.1) and 0 < work and seconds > 0
+    with pytest.raises(EOFError):  # what fails there does not leave us waiting
+        measure.Apart(called, tmp_path / "nowhere" / "calls")()
+
+
+def called(path):
+    """A function that writes down in which process it is called."""
+
+    def function():
+        with path.open("a") as file:
+            print(os.getpid(), file=file)
+
+    return function
 
 
 def test_a_ratio_says_how_many_times_longer_theirs_takes():
