@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import ctypes
+import math
 import re
 import sys
 from collections.abc import Callable
@@ -126,10 +127,10 @@ def _of_machine(info: Path = Path("/proc/meminfo"), group: Path = Path("/sys/fs/
         return None
 
 
-def fits(run: Run, times: int = 1) -> bool:
-    """Whether a step has room, or so many times of it, as far as anybody can tell."""
+def room(run: Run) -> float:
+    """For how many steps at a time there is memory, as far as anybody can tell; infinite where nobody can."""
     there = free(run.latent.z.device)
-    return there is None or times * needed(run).step <= there
+    return math.inf if there is None else there / max(needed(run).step, 1)
 
 
 def needed(run: Run, size: tuple[int, int] | None = None, chunk: int = 0) -> Need:

@@ -29,7 +29,7 @@ from .cutouts import AUGMENTS, Augment, Cutouts
 from .images import load_image, to_pil
 from .latent import STARTS, VQLatent
 from .losses import LOSSES, PromptLoss
-from .memory import fits, give_back, is_exhaustion, keep_freed
+from .memory import give_back, is_exhaustion, keep_freed, room
 from .optim import OPTIMIZERS
 from .perceptor import Perceptor, Tokens, load_clip
 from .precision import able, dtypes
@@ -388,10 +388,10 @@ def generate(prompts: str | Sequence | None = None, vqgan: VQGAN | str | Path | 
     optimizer = OPTIMIZERS[settings.optimizer](latent.parameters(), lr=settings.lr, **fused)
     run = Run(latent, losses, optimizer, settings.steps, settings, steering)
     painter.sparing = False  # a run before may have been larger
-    while not fits(run) and run.economise():
+    while (steps := room(run)) < 1 and run.economise():
         pass
     if device.type == "cpu":
-        keep_freed(fits(run, times=2))
+        keep_freed(steps >= 2)
     return run
 
 
