@@ -1,4 +1,4 @@
-"""How two ways are compared: in turns, by the median over pairs, on a processor each in a process of its own.
+"""How two ways are compared: in turns, by the median over pairs, `Apart` where one would help the other; and memory.
 
 Absolute seconds of a busy machine mean little. What two ways take one right after the other has a ratio that holds.
 """

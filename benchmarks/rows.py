@@ -8,7 +8,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -111,8 +110,9 @@ def step(models: Models, bench: Bench, size: int, cutouts: int, precision: str =
 
     On a processor the plain loop has a process of its own: ours has the C library keep what a step frees.
     """
-    make, on_card = partial(models.reference, size, cutouts), bench.device.type == "cuda"
-    theirs, run = make() if on_card else Apart(make), warmed(models.run(size, cutouts, precision, **changes))
+    apart = bench.device.type == "cpu"
+    theirs = Apart(models.reference, size, cutouts) if apart else models.reference(size, cutouts)
+    run = warmed(models.run(size, cutouts, precision, **changes))
     found = figure(in_turns(theirs, lambda: next(run), bench.pairs, bench.device))
     least = floor(run)
     return replace(found, raw=found.raw | {"floor": least, "above_floor": median(found.raw["ours"]) / least})

@@ -1,6 +1,5 @@
 """The benchmark's harness: every row runs on small networks, what is kept can be compared, nothing is timed here."""
 
-import functools
 import json
 import math
 import os
@@ -69,7 +68,7 @@ def test_turns_alternate_and_the_first_ones_do_not_count():
 
 
 def test_a_function_apart_is_called_and_timed_in_a_process_of_its_own(tmp_path):
-    apart = measure.Apart(functools.partial(called, tmp_path / "calls"))
+    apart = measure.Apart(called, tmp_path / "calls")
     first = apart.worked()
     seconds, work = measure.timed(apart, CPU)
     apart()
