@@ -163,24 +163,38 @@ def lead(clip: nn.Module, walks: Walks, walkers: Walkers, t: DictConfig, seed: i
     return settled
 
 
-def change(sums: Sums, adds: Tensor, mean: Tensor, led: DictConfig) -> Tensor:
-    """What parts in question are to add: so many times what was found, and shares of other parts' texts; (P, D).
+class Change(NamedTuple):
+    """What a text gets in which all of some parts are said: which rows of sums those are, and what that adds (D,)."""
+
+    rows: list[int]
+    adds: Tensor
+
+
+def changes(sums: Sums, adds: Tensor, mean: Tensor, led: DictConfig) -> list[Change]:
+    """What parts in question are to add: so many times what was found, and shares of other parts' texts.
 
     Args:
-        adds: what was found (P, D).
+        adds: what was found for each part (P, D).
         mean: of all texts (D,): guidance took half of it out.
-        led: of each part `adds`, how many times, and `mix`, the shares by name; "mean" is one.
+        led: of each part, or of several as in "beach + night", `adds`, how many times, and `mix`, the shares by name;
+            "mean" is one.
     """
     rows, texts = {part: row for row, part in enumerate(all_parts())}, sums.adds.detach()
-    changed = torch.zeros_like(texts)
-    for part, how in led.items():
+    found = []
+    for named, how in led.items():
+        own = [rows[part] for part in named.split(" + ")]
         others = [share * (mean if name == "mean" else texts[rows[name]]) for name, share in how.mix.items()]
-        changed[rows[part]] = how.adds * adds[rows[part]] + sum(others)
-    return changed
+        found.append(Change(own, how.adds * adds[own].sum(0) + sum(others)))
+    return found
 
 
-def teach(clip: nn.Module, vocabulary: Vocabulary, sums: Sums, adds: Tensor, t: DictConfig, seed: int) -> None:
-    """Have a text tower say of captions what it said of them in English, and what their parts add (P, D).
+def changed(counts: Tensor, of: list[Change]) -> Tensor:
+    """What texts get that have those rows of sums in them: counts (T, P), 0 or 1 -> (T, D)."""
+    return sum((counts[:, rows].prod(1, keepdim=True) * adds for rows, adds in of), torch.zeros(()))
+
+
+def teach(clip: nn.Module, vocabulary: Vocabulary, sums: Sums, of: list[Change], t: DictConfig, seed: int) -> None:
+    """Have a text tower say of captions what it said of them in English, and what their parts add to that.
 
     And the same of new words, and where something is said twice. `t.taught.languages` has how often captions are in
     each language.
@@ -197,7 +211,7 @@ def teach(clip: nn.Module, vocabulary: Vocabulary, sums: Sums, adds: Tensor, t: 
         texts = [worded(said_twice(facts, rng), str(rng.choice(languages, p=odds)), rng) for facts in said]
         english = [worded(facts, "en", rng) for facts in said]
         with torch.no_grad():
-            right = raw(before, vocabulary, english) + sums.counts(torch.from_numpy(marked(said))) @ adds
+            right = raw(before, vocabulary, english) + changed(sums.counts(torch.from_numpy(marked(said))), of)
         read = raw(clip, vocabulary, [reworded(text, rng) for text in texts])
         loss = 1 - F.cosine_similarity(read, right, dim=1).mean()
         optimizer.zero_grad()
@@ -227,5 +241,4 @@ def put_right(clip: nn.Module, vocabulary: Vocabulary, painting, recipe: DictCon
                 torch.save(lead(clip, walks, walkers, t, seed, dtype), file)
         found.append(torch.load(path))
     adds = torch.stack(found).mean(0) if found else torch.zeros_like(sums.adds)
-    changed = change(sums, adds, mean, t.led)
-    teach(clip, vocabulary, sums, changed, t, recipe.seed)
+    teach(clip, vocabulary, sums, changes(sums, adds, mean, t.led), t, recipe.seed)
