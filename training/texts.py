@@ -4,7 +4,7 @@ A run rests where the pull of its text is balanced by what guidance takes out of
 was elsewhere: forests became meadows, black became brown, though pictures of them are told apart and led to well. A
 gradient is linear in what is asked for, so a text can make up for that: for each part, walkers that are told as runs
 are find what it should add to its text; the parts in question get some of that, and ask for less of what they became or
-brought along (`texts.led` in the recipe). Then the text tower learns to say that, and of all else what it said before
+brought along (`texts.led` in the recipe), as do some only where they are said together. Then the text tower learns to say that, and of all else what it said before
 in English, in which it is best; some words that it did not know, of which SAME says what they mean; and that what is
 said twice, as "white winter snow", is no more than what is said once.
 """
