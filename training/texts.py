@@ -4,9 +4,9 @@ A run rests where the pull of its text is balanced by what guidance takes out of
 was elsewhere: forests became meadows, black became brown, though pictures of them are told apart and led to well. A
 gradient is linear in what is asked for, so a text can make up for that: for each part, walkers that are told as runs
 are find what it should add to its text; the parts in question get some of that, and ask for less of what they became or
-brought along (`texts.led` in the recipe), as do some only where they are said together. Then the text tower learns to say that, and of all else what it said before
-in English, in which it is best; some words that it did not know, of which SAME says what they mean; and that what is
-said twice, as "white winter snow", is no more than what is said once.
+brought along (`texts.led` in the recipe), as do some only where they are said together. Then the text tower learns to
+say that, and of all else what it said before in English, in which it is best; some words that it did not know, of which
+SAME says what they mean; and that what is said twice, as "white winter snow", is no more than what is said once.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ from .walkers import Walkers, turns
 SCENES = 3000  # of which walkers may be told
 PLAIN = 0.15  # of the walkers that are told of anything: plain shapes
 BETAS = 0.9, 0.98
+TOGETHER = 0.2  # of what texts are taught by: what has all parts of a change that takes several
+DRAWN = 20_000  # scenes among which that is looked for
 PAINTED = 8  # at a time: what more need no longer lies near the processor, and takes nearly twice as long
 
 
@@ -188,12 +190,20 @@ def changes(sums: Sums, adds: Tensor, mean: Tensor, led: DictConfig) -> list[Cha
     return found
 
 
-def changed(counts: Tensor, of: list[Change]) -> Tensor:
+def changed(counts: Tensor, more: list[Change]) -> Tensor:
     """What texts get that have those rows of sums in them: counts (T, P), 0 or 1 -> (T, D)."""
-    return sum((counts[:, rows].prod(1, keepdim=True) * adds for rows, adds in of), torch.zeros(()))
+    return sum((counts[:, rows].prod(1, keepdim=True) * adds for rows, adds in more), torch.zeros(()))
 
 
-def teach(clip: nn.Module, vocabulary: Vocabulary, sums: Sums, of: list[Change], t: DictConfig, seed: int) -> None:
+def together(sums: Sums, more: list[Change], rng: np.random.Generator) -> list[list[list[str]]]:
+    """For each change that takes several parts, what is said of scenes where all of them are: chance brings few."""
+    several = [one.rows for one in more if len(one.rows) > 1]
+    said = [mentioned(scattered(k, held_out=True), rng) for k in range(DRAWN if several else 0)]
+    counts = sums.counts(torch.from_numpy(marked(said)))
+    return [[said[k] for k in counts[:, rows].prod(1).nonzero().flatten()] for rows in several]
+
+
+def teach(clip: nn.Module, vocabulary: Vocabulary, sums: Sums, more: list[Change], t: DictConfig, seed: int) -> None:
     """Have a text tower say of captions what it said of them in English, and what their parts add to that.
 
     And the same of new words, and where something is said twice. `t.taught.languages` has how often captions are in
@@ -205,13 +215,17 @@ def teach(clip: nn.Module, vocabulary: Vocabulary, sums: Sums, of: list[Change],
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, t.taught.lr, t.taught.steps)
     languages, odds = zip(*t.taught.languages.items(), strict=True)
     rng = np.random.default_rng((29, seed))
+    pools = together(sums, more, np.random.default_rng((37, seed)))
     for step in range(t.taught.steps):
         scenes = [scattered(int(k), held_out=True) for k in rng.integers(2**31, size=t.taught.batch)]
         said = [mentioned(of, rng) for of in scenes]
+        for k in range(round(TOGETHER * len(said)) if pools else 0):
+            pool = pools[k % len(pools)]
+            said[k] = pool[rng.integers(len(pool))]
         texts = [worded(said_twice(facts, rng), str(rng.choice(languages, p=odds)), rng) for facts in said]
         english = [worded(facts, "en", rng) for facts in said]
         with torch.no_grad():
-            right = raw(before, vocabulary, english) + changed(sums.counts(torch.from_numpy(marked(said))), of)
+            right = raw(before, vocabulary, english) + changed(sums.counts(torch.from_numpy(marked(said))), more)
         read = raw(clip, vocabulary, [reworded(text, rng) for text in texts])
         loss = 1 - F.cosine_similarity(read, right, dim=1).mean()
         optimizer.zero_grad()
