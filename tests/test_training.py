@@ -62,7 +62,7 @@ from training.scenes import (
     scene,
     with_other_things,
 )
-from training.texts import Change, Walks, changed, changes, lead, raw, said_and_read, teach
+from training.texts import Change, Walks, changed, changes, lead, raw, said_and_read, teach, together
 from training.train import kept_clip, read_recipe, say_as, stay_near
 from training.train_clip import Sums, ahead, as_runs, cut, uncut
 from training.train_vqgan import PaintersTraining
@@ -677,6 +677,17 @@ def test_what_a_part_adds_is_made_of_what_was_found_and_of_other_texts(talking):
     counts = sums.counts(torch.from_numpy(marked([frozenset(one) for one in said])))
     expected = torch.stack([forest, rain, forest + rain + both, torch.zeros(16)])
     assert torch.allclose(changed(counts, changes(sums, found, mean, led)), expected, atol=1e-5)
+
+
+def test_what_several_parts_do_together_is_taught_by_texts_that_have_them_all(talking, monkeypatch):
+    monkeypatch.setattr("training.texts.DRAWN", 2000)
+    *_, sums = talking
+    named = ["beach", "night"], ["sea"], ["rain", "city"]
+    more = [Change([row(part) for part in some], torch.zeros(16)) for some in named]
+    beaches, cities = together(sums, more, np.random.default_rng(0))
+    assert len(beaches) > 5 and all({"beach", "night"} <= set(said) for said in beaches)
+    assert len(cities) > 5 and all({"rain", "city"} <= set(said) for said in cities)
+    assert together(sums, more[1:2], np.random.default_rng(0)) == []
 
 
 def test_texts_are_taught_what_their_parts_add_and_new_words_what_they_mean(monkeypatch):
