@@ -4,9 +4,9 @@ A run rests where the pull of its text is balanced by what guidance takes out of
 was elsewhere: forests became meadows, black became brown, though pictures of them are told apart and led to well. A
 gradient is linear in what is asked for, so a text can make up for that: for each part, walkers that are told as runs
 are find what it should add to its text; the parts in question get some of that, and ask for less of what they became or
-brought along (`texts.led` in the recipe), as do some only where they are said together. Then the text tower learns to
-say that, and of all else what it said before in English, in which it is best; some words that it did not know, of which
-SAME says what they mean; and that what is said twice, as "white winter snow", is no more than what is said once.
+brought along (`texts.led` in the recipe). Then the text tower learns to say that, and of all else what it said before
+in English, in which it is best; some words that it did not know, of which SAME says what they mean; and that what is
+said twice, as "white winter snow", is no more than what is said once.
 """
 
 from __future__ import annotations
@@ -39,8 +39,6 @@ from .walkers import Walkers, turns
 SCENES = 3000  # of which walkers may be told
 PLAIN = 0.15  # of the walkers that are told of anything: plain shapes
 BETAS = 0.9, 0.98
-TOGETHER = 0.2  # of what texts are taught by: what has all parts of a change that takes several
-DRAWN = 20_000  # scenes among which that is looked for
 PAINTED = 8  # at a time: what more need no longer lies near the processor, and takes nearly twice as long
 
 
@@ -165,46 +163,24 @@ def lead(clip: nn.Module, walks: Walks, walkers: Walkers, t: DictConfig, seed: i
     return settled
 
 
-class Change(NamedTuple):
-    """What a text gets in which all of some parts are said: which rows of sums those are, and what that adds (D,)."""
-
-    rows: list[int]
-    adds: Tensor
-
-
-def changes(sums: Sums, adds: Tensor, mean: Tensor, led: DictConfig) -> list[Change]:
-    """What parts in question are to add: so many times what was found, and shares of other parts' texts.
+def change(sums: Sums, adds: Tensor, mean: Tensor, led: DictConfig) -> Tensor:
+    """What parts in question are to add: so many times what was found, and shares of other parts' texts; (P, D).
 
     Args:
-        adds: what was found for each part (P, D).
+        adds: what was found (P, D).
         mean: of all texts (D,): guidance took half of it out.
-        led: of each part, or of several as in "beach + night", `adds`, how many times, and `mix`, the shares by name;
-            "mean" is one.
+        led: of each part `adds`, how many times, and `mix`, the shares by name; "mean" is one.
     """
     rows, texts = {part: row for row, part in enumerate(all_parts())}, sums.adds.detach()
-    found = []
-    for named, how in led.items():
-        own = [rows[part] for part in named.split(" + ")]
+    changed = torch.zeros_like(texts)
+    for part, how in led.items():
         others = [share * (mean if name == "mean" else texts[rows[name]]) for name, share in how.mix.items()]
-        found.append(Change(own, how.adds * adds[own].sum(0) + sum(others)))
-    return found
+        changed[rows[part]] = how.adds * adds[rows[part]] + sum(others)
+    return changed
 
 
-def changed(counts: Tensor, more: list[Change]) -> Tensor:
-    """What texts get that have those rows of sums in them: counts (T, P), 0 or 1 -> (T, D)."""
-    return sum((counts[:, rows].prod(1, keepdim=True) * adds for rows, adds in more), torch.zeros(()))
-
-
-def together(sums: Sums, more: list[Change], rng: np.random.Generator) -> list[list[list[str]]]:
-    """For each change that takes several parts, what is said of scenes where all of them are: chance brings few."""
-    several = [one.rows for one in more if len(one.rows) > 1]
-    said = [mentioned(scattered(k, held_out=True), rng) for k in range(DRAWN if several else 0)]
-    counts = sums.counts(torch.from_numpy(marked(said)))
-    return [[said[k] for k in counts[:, rows].prod(1).nonzero().flatten()] for rows in several]
-
-
-def teach(clip: nn.Module, vocabulary: Vocabulary, sums: Sums, more: list[Change], t: DictConfig, seed: int) -> None:
-    """Have a text tower say of captions what it said of them in English, and what their parts add to that.
+def teach(clip: nn.Module, vocabulary: Vocabulary, sums: Sums, adds: Tensor, t: DictConfig, seed: int) -> None:
+    """Have a text tower say of captions what it said of them in English, and what their parts add (P, D).
 
     And the same of new words, and where something is said twice. `t.taught.languages` has how often captions are in
     each language.
@@ -215,17 +191,13 @@ def teach(clip: nn.Module, vocabulary: Vocabulary, sums: Sums, more: list[Change
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, t.taught.lr, t.taught.steps)
     languages, odds = zip(*t.taught.languages.items(), strict=True)
     rng = np.random.default_rng((29, seed))
-    pools = together(sums, more, np.random.default_rng((37, seed)))
     for step in range(t.taught.steps):
         scenes = [scattered(int(k), held_out=True) for k in rng.integers(2**31, size=t.taught.batch)]
         said = [mentioned(of, rng) for of in scenes]
-        for k in range(round(TOGETHER * len(said)) if pools else 0):
-            pool = pools[k % len(pools)]
-            said[k] = pool[rng.integers(len(pool))]
         texts = [worded(said_twice(facts, rng), str(rng.choice(languages, p=odds)), rng) for facts in said]
         english = [worded(facts, "en", rng) for facts in said]
         with torch.no_grad():
-            right = raw(before, vocabulary, english) + changed(sums.counts(torch.from_numpy(marked(said))), more)
+            right = raw(before, vocabulary, english) + sums.counts(torch.from_numpy(marked(said))) @ adds
         read = raw(clip, vocabulary, [reworded(text, rng) for text in texts])
         loss = 1 - F.cosine_similarity(read, right, dim=1).mean()
         optimizer.zero_grad()
@@ -255,4 +227,5 @@ def put_right(clip: nn.Module, vocabulary: Vocabulary, painting, recipe: DictCon
                 torch.save(lead(clip, walks, walkers, t, seed, dtype), file)
         found.append(torch.load(path))
     adds = torch.stack(found).mean(0) if found else torch.zeros_like(sums.adds)
-    teach(clip, vocabulary, sums, changes(sums, adds, mean, t.led), t, recipe.seed)
+    changed = change(sums, adds, mean, t.led)
+    teach(clip, vocabulary, sums, changed, t, recipe.seed)

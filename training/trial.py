@@ -1,7 +1,6 @@
 """What shares of other texts would do to the text of a part: prompts that name it, painted without them and with them.
 
     python -m training.trial rain dawn=-0.4             # eight prompts: minutes on two cores
-    python -m training.trial "beach + night" sunset=-0.3   # prompts with both of them
     python -m training.trial fog fog=-0.3 --count 12 --things 1 --pair PAIR
 
 A gradient is linear in what is asked for, so nothing needs to be taught for that. What helps becomes `texts.led` in the
@@ -26,14 +25,14 @@ from vqclip import Settings, generate
 from vqclip.checkpoints import EMBEDDED
 
 from .asked import read_prompts
-from .captions import parts, worded
+from .captions import all_parts, parts, worded
 from .data import floats
 from .export import guide
 from .judge import Reading, load_judge
 from .measures import read, tally
 from .quality import load_pair
 from .scenes import COLOURS, GROUNDS, OBJECTS, TIMES, WEATHERS, Scene, scattered
-from .texts import changes, sums_of
+from .texts import change, sums_of
 from .train import kept_clip, read_recipe, some_captions
 
 PARTS = (*GROUNDS, *TIMES, *WEATHERS[1:], *OBJECTS, *COLOURS)
@@ -41,17 +40,13 @@ Prompt = tuple[str, tuple[str, ...]]  # and the facts that it asks for
 
 
 def prompts(part: str, count: int, seed: int, things: float) -> list[Prompt]:
-    """English prompts of a land, its hour, weather where there is any and, as often as `things`, a thing.
-
-    All have the part in them, or all parts of several, as in "beach + night".
-    """
-    wanted = set(part.split(" + "))
+    """English prompts of a land, its hour, weather where there is any and, as often as `things`, a thing."""
     rng, known = np.random.default_rng((31, seed)), {frozenset(p["facts"]) for p in read_prompts()["test"]}
-    things = 1.0 if wanted & {*OBJECTS, *COLOURS} else things
+    things = 1.0 if part in (*OBJECTS, *COLOURS) else things
     found: list[Prompt] = []
     while len(found) < count:
         facts = _some_facts(scattered(int(rng.integers(2**31)), held_out=True), rng, things)
-        if wanted <= {one for fact in facts for one in parts(fact)} and frozenset(facts) not in known:
+        if any(part in parts(fact) for fact in facts) and frozenset(facts) not in known:
             found.append((worded(facts, "en", rng), tuple(facts)))
     return found
 
@@ -74,7 +69,7 @@ def changed(pair: Path, part: str, shares: tuple[tuple[str, float], ...]) -> Ten
     guide(clip, some_captions(vocabulary), recipe.clip.guidance)
     sums, mean = sums_of(clip.float(), vocabulary)
     led = OmegaConf.create({part: {"adds": 0.0, "mix": dict(shares)}})
-    return changes(sums, torch.zeros_like(sums.adds), mean, led)[0].adds.detach()
+    return change(sums, torch.zeros_like(sums.adds), mean, led)[all_parts().index(part)].detach()
 
 
 def paint(job: tuple[str, int], part: str, shares: tuple, pair: Path, **settings) -> np.ndarray:
@@ -103,7 +98,7 @@ def told(asked: list[Prompt], readings: list[Reading]) -> str:
 
 def main() -> None:
     ask = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    ask.add_argument("part", help="such as rain, or several as in 'beach + night'")
+    ask.add_argument("part", choices=PARTS, metavar="part", help="such as rain")
     ask.add_argument("shares", nargs="+", metavar="part=share", help="such as dawn=-0.4; mean is one, of all texts")
     ask.add_argument("--count", type=int, default=8, help="how many prompts")
     ask.add_argument("--seed", type=int, default=0, help="of the prompts")
@@ -111,8 +106,6 @@ def main() -> None:
     ask.add_argument("--pair", type=Path, default=EMBEDDED)
     ask.add_argument("--jobs", type=int, default=2, help="processes that paint, a core each")
     asked = ask.parse_args()
-    if unknown := {*asked.part.split(" + ")} - {*PARTS}:
-        ask.error(f"{unknown.pop()!r} is none of {', '.join(PARTS)}")
     shares = tuple((name, float(value)) for name, value in (one.split("=") for one in asked.shares))
     texts, judge = prompts(asked.part, asked.count, asked.seed, asked.things), load_judge()
     os.environ["OMP_NUM_THREADS"] = "1"  # the processes begin with it
