@@ -5,7 +5,6 @@ Absolute seconds of a busy machine mean little. What two ways take one right aft
 
 from __future__ import annotations
 
-import contextlib
 import os
 import platform
 import subprocess
@@ -66,11 +65,13 @@ class Apart:
 def _serve(pipe: Connection, threads: int, make: Callable[..., Callable[[], Any]], *of: Any) -> None:
     torch.set_num_threads(threads)
     function = make(*of)
-    with contextlib.suppress(EOFError):  # until nobody is there any more
-        while True:
-            pipe.send(time.process_time())
+    while True:
+        pipe.send(time.process_time())
+        try:
             pipe.recv()
-            function()
+        except EOFError:  # nobody is there any more
+            return
+        function()
 
 
 def in_turns(theirs: Callable[[], Any], ours: Callable[[], Any], pairs: int, device: torch.device) -> Pairs:
