@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from torch import Tensor
 
+from vqclip.files import atomic_path
 from vqclip.perceptor import MEAN, STD
 
 from .captions import LANGUAGES
@@ -28,7 +29,8 @@ def export_vqgan(painter, patches: Tensor, ddconfig: dict, folder: Path, recipe:
 
     Besides those stand patches (C, 3, f, f): how its latents follow its pictures; see `vqclip.ops.patch_grad`.
     """
-    save_file(_halves({**painter.state_dict(), "patches": patches}), folder / "vqgan.safetensors")
+    with atomic_path(folder / "vqgan.safetensors") as temporary:
+        save_file(_halves({**painter.state_dict(), "patches": patches}), temporary)
     book = painter.quantize.embedding.weight
     params = {"embed_dim": book.shape[1], "n_embed": book.shape[0], "ddconfig": dict(ddconfig),
               "patches": True}
@@ -56,7 +58,8 @@ def export_clip(clip, vocabulary: Tensor, folder: Path, recipe: dict) -> None:
     """`clip.safetensors` and `clip.yaml` of an OpenAI `CLIP` whose vocabulary is cut to the rows `vocabulary`."""
     state = _halves(clip.state_dict())
     state["vocab"] = vocabulary.to(torch.int32)
-    save_file(state, folder / "clip.safetensors")
+    with atomic_path(folder / "clip.safetensors") as temporary:
+        save_file(state, temporary)
     about = {"name": "embedded", "size": clip.visual.input_resolution, "mean": list(MEAN), "std": list(STD),
              "languages": list(LANGUAGES), "context": clip.context_length, "recipe": recipe}  # fmt: skip
     OmegaConf.save(about, folder / "clip.yaml")
