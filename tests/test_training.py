@@ -52,6 +52,7 @@ from training.scenes import (
     COLOURS,
     GROUNDS,
     HELD_OUT,
+    SANDED,
     SHAPES,
     SIDE,
     STANDING,
@@ -185,6 +186,20 @@ def test_whatever_else_a_scene_shows_its_land_stays_where_it_was(other):
     land = np.s_[SIDE * 3 // 4 :]
     same = ~(one[1] | two[1])[land]
     assert same.mean() > 0.3 and np.array_equal(one[0][land][same], two[0][land][same])
+
+
+@pytest.mark.parametrize("ground", SANDED[0])
+def test_some_of_the_other_lands_have_sands_colour_at_any_hour_so_that_by_night_there_is_sand(ground):
+    """Nothing else had: what is so coloured was never seen by night, and beaches by night came as sunsets."""
+
+    def red_and_blue(k: int, time: str) -> np.ndarray:
+        return render(Scene(k, ground, time))[-4:].mean((0, 1))[[0, 2]]
+
+    day, night = (np.array([red_and_blue(k, time) for k in range(60)]) for time in ("day", "night"))
+    sandy = day[:, 0] - day[:, 1] > 60  # red well above blue
+    assert 0.2 < sandy.mean() < 0.55
+    assert night[sandy, 0].min() > night[~sandy, 0].max()  # darker than by day, and lighter than what is there else
+    assert {pair for pair in HELD_OUT if pair[1] == "night"} == {("desert", "night"), ("beach", "night")}
 
 
 @pytest.mark.parametrize("weather", ["snowfall", "rain"])

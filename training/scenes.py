@@ -58,6 +58,7 @@ SOIL = {  # far and near colour of the ground
     "city": ((0.50, 0.50, 0.52), (0.36, 0.36, 0.39)), "mountains": ((0.48, 0.58, 0.32), (0.36, 0.50, 0.22)),
     "snowy mountains": ((0.88, 0.92, 0.98), (0.97, 0.98, 1.00)),
 }  # fmt: skip
+SANDED = ("forest", "city", "mountains"), 0.35  # grounds that are of sand's colour that often, by night as well
 
 
 @dataclass(frozen=True)
@@ -325,7 +326,7 @@ def _sky(canvas, rng, scene, horizon):
 def _land(canvas, rng, scene, horizon):
     x, y = _grid()
     ground = scene.ground
-    far, near = (np.clip(np.array(c) * rng.uniform(0.93, 1.05), 0, 1) for c in SOIL[ground])
+    far, near = (np.clip(np.array(c) * rng.uniform(0.93, 1.05), 0, 1) for c in _soil(scene))
     if "mountains" in ground:
         for k in range(2):
             crest = _ridge(rng, horizon - 0.17 + 0.09 * k, 0.34, *rng.integers(5, 8, 1), 11, 23)
@@ -371,6 +372,17 @@ def _land(canvas, rng, scene, horizon):
         canvas.fill(mask * np.exp(-((y - horizon) ** 2) * 300) * 0.5, SKY[scene.time][1], lit=False)
     else:
         canvas.fill(mask, soil, 0.92 + 0.16 * _noise(rng, 17, 33))
+
+
+def _soil(scene: Scene) -> tuple[tuple, tuple]:
+    """Far and near colour of the ground.
+
+    Both sandy lands are held out by night. Where nothing else has sand's colour, that colour speaks against night, and
+    a beach by night is a sunset.
+    """
+    rng, (grounds, share) = _chance(scene, "soil"), SANDED
+    sand = rng.choice(("desert", "beach"))
+    return SOIL[str(sand) if scene.ground in grounds and rng.random() < share else scene.ground]
 
 
 def _city(canvas, rng, scene, horizon):
