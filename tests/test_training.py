@@ -65,7 +65,7 @@ from training.scenes import (
 )
 from training.texts import Walks, change, lead, raw, said_and_read, teach
 from training.train import kept_clip, read_recipe, say_as, stay_near
-from training.train_clip import Sums, ahead, as_runs, cut, uncut
+from training.train_clip import Sums, agree, ahead, as_runs, cut, never_together, uncut
 from training.train_vqgan import PaintersTraining
 from training.walkers import Walkers, turns
 from vqclip.checkpoints import EMBEDDED
@@ -437,6 +437,21 @@ def test_the_vocabulary_covers_all_captions():
     for k in range(300):
         text = caption(scene(k), rng)[0]
         assert known.issuperset(bpe.encode(text)) and known.issuperset(bpe.encode(reworded(text, rng, often=1.0)))
+
+
+def test_a_picture_is_not_told_from_texts_of_what_was_held_out_beside_what_it_shows():
+    facts = marked([sayable(Scene(3, "sea", time)) for time in ("night", "day")])
+    said = marked([{"sea"}, {"beach"}, {"city"}])
+    shown, said = (torch.from_numpy(each).float() for each in (facts, said))
+    unheard = shown @ never_together() @ said.mT > 0
+    assert unheard.tolist() == [[False, True, False], [False, False, False]]  # no beach was rendered by night
+    right = torch.tensor([[True, False, False]] * 2)
+    logits = torch.zeros(2, 3, requires_grad=True)
+    loss = agree(logits, right, unheard, torch.tensor([1.0, 0.0]))
+    assert loss.item() == pytest.approx(np.log(2))
+    loss.backward()
+    assert logits.grad[0].tolist() == pytest.approx([-0.5, 0, 0.5])
+    assert agree(logits, right, unheard, torch.ones(2)).item() == pytest.approx((np.log(2) + np.log(3)) / 2)
 
 
 def test_walkers_take_turns_and_begin_anew_at_different_steps():

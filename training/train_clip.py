@@ -23,6 +23,7 @@ from .data import floats
 from .gradient import look, uphill
 from .kin import SIZE
 from .repaint import spoil
+from .scenes import HELD_OUT
 from .walkers import Walkers
 
 SUMS = 8.0  # against telling
@@ -91,10 +92,27 @@ def ways_to_look(count: int, side: int, size: int, seed: int,
     return (rows, columns), draw.grains
 
 
-def agree(logits: Tensor, right: Tensor, weight: Tensor) -> Tensor:
-    """Cross-entropy with many right answers: logits (B, T), right (B, T) bool, a weight of each row -> scalar."""
-    each = -(logits.log_softmax(1) * right).sum(1) / right.sum(1).clamp(min=1)
+def agree(logits: Tensor, right: Tensor, unheard: Tensor, weight: Tensor) -> Tensor:
+    """Cross-entropy with many right answers: logits (B, T), right (B, T) bool, a weight of each row -> scalar.
+
+    Of the others those `unheard` (B, T) of are left out.
+    """
+    likely = logits.masked_fill(unheard & ~right, -torch.inf).log_softmax(1)
+    each = -likely.where(right, 0.0).sum(1) / right.sum(1).clamp(min=1)
     return (each * weight).sum() / weight.sum().clamp(min=1e-6)
+
+
+def never_together() -> Tensor:
+    """Which two of FACTS no picture of the training has together, as HELD_OUT has it: (F, F), 0 or 1.
+
+    Telling pictures from all texts but their own would teach that by night it is not a beach, the more so the better
+    it is learnt. So a picture is not told from texts that say what was held out beside something that it shows.
+    """
+    at, found = {fact: row for row, fact in enumerate(FACTS)}, torch.zeros(len(FACTS), len(FACTS))
+    for one, other in HELD_OUT:
+        if one in at and other in at:
+            found[at[one], at[other]] = found[at[other], at[one]] = 1
+    return found
 
 
 def as_runs(first: Tensor, second: Tensor, weight: Tensor, common: Tensor) -> Tensor:
@@ -143,6 +161,7 @@ class JudgesTraining(pl.LightningModule):
         nn.init.constant_(self.clip.logit_scale, np.log(10.0))
         self.mean = AveragedModel(self.clip.visual)
         self.sums = Sums(network["embed_dim"])
+        self.register_buffer("apart", never_together(), persistent=False)
         self.uphill = torch.compile(uphill) if compiled else uphill
         self.register_buffer("average", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("spread", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
@@ -189,7 +208,9 @@ class JudgesTraining(pl.LightningModule):
             share = torch.cat([share, torch.where(batch.weights == 0, spoilt_by, 1)])  # of two texts neither is right
         everyone = torch.arange(len(whole), device=whole.device)
         looks = torch.cat([everyone[:standing], everyone[standing:].repeat(LOOKS)])
-        right = (~batch.facts[looks]).float() @ batch.said[looks].float().mT == 0  # (B, T): nothing said is not so
+        shown, said = batch.facts[looks], batch.said[looks].float()
+        right = (~shown).float() @ said.mT == 0  # (B, T): nothing said is not so
+        unheard = shown.float() @ self.apart @ said.mT > 0
         read, asked, spoilt, whole, things, share = (x[looks] for x in (read, asked, spoilt, whole, things, share))
         ways, grains = self._look(len(whole), whole.shape[-1], at)
         with torch.autocast(whole.device.type, enabled=False):  # bfloat16 is too coarse to tell likenesses apart
@@ -201,7 +222,7 @@ class JudgesTraining(pl.LightningModule):
                 led = uncut(uphill.detach(), ways)[standing:].unflatten(0, (LOOKS, -1)).sum(0)
                 self.walkers.walk(batch.walkers, led)
             logits = self.clip.logit_scale.exp().clamp(max=30) * seen @ read.T  # (B, T)
-            return {"telling": agree(logits, right, (1 - share) ** 2), "kin": self._kin(batch, at),
+            return {"telling": agree(logits, right, unheard, (1 - share) ** 2), "kin": self._kin(batch, at),
                     "pointing": ahead(uphill, goals - clear, share, things), "sums": away}  # fmt: skip
 
     def _standing(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
