@@ -199,6 +199,8 @@ def test_some_of_the_other_lands_have_sands_colour_at_any_hour_so_that_by_night_
     sandy = day[:, 0] - day[:, 1] > 60  # red well above blue
     assert 0.2 < sandy.mean() < 0.55
     assert night[sandy, 0].min() > night[~sandy, 0].max()  # darker than by day, and lighter than what is there else
+    foam = np.array([(render(Scene(k, ground))[SIDE // 2 :].min(2) > 220).any(0).mean() > 0.9 for k in range(60)])
+    assert 0.2 < foam[sandy].mean() < 0.8 and not foam[~sandy].any()  # some of it lies by water
     assert {pair for pair in HELD_OUT if pair[1] == "night"} == {("desert", "night"), ("beach", "night")}
 
 

@@ -326,7 +326,8 @@ def _sky(canvas, rng, scene, horizon):
 def _land(canvas, rng, scene, horizon):
     x, y = _grid()
     ground = scene.ground
-    far, near = (np.clip(np.array(c) * rng.uniform(0.93, 1.05), 0, 1) for c in _soil(scene))
+    soil, shore = _soil(scene)
+    far, near = (np.clip(np.array(c) * rng.uniform(0.93, 1.05), 0, 1) for c in soil)
     if "mountains" in ground:
         for k in range(2):
             crest = _ridge(rng, horizon - 0.17 + 0.09 * k, 0.34, *rng.integers(5, 8, 1), 11, 23)
@@ -354,14 +355,14 @@ def _land(canvas, rng, scene, horizon):
     depth = np.clip((y - crest[None]) / (1 - horizon), 0, 1)
     soil = far + (near - far) * depth[..., None]
     mask = _soft(crest[None] - y)
-    if ground == "beach":
-        canvas.fill(_soft(horizon - y), SOIL["sea"][0], 0.95 + 0.15 * _noise(rng, 3, 65))
-        shore = _ridge(rng, horizon + rng.uniform(0.12, 0.22), 0.07, 3, 5)
-        canvas.fill(_soft(shore[None] - 0.025 - y), (0.95, 0.97, 1.0))
-        mask = _soft(shore[None] - y)
     if ground == "forest":
         mask = _soft(crest[None] + 0.14 - y)
-    if ground in ("desert", "snow", "meadow", "mountains", "snowy mountains"):  # dunes, drifts and hills
+    if shore:
+        canvas.fill(_soft(horizon - y), SOIL["sea"][0], 0.95 + 0.15 * _noise(rng, 3, 65))
+        edge = _ridge(rng, horizon + rng.uniform(0.12, 0.22), 0.07, 3, 5)
+        canvas.fill(_soft(edge[None] - 0.025 - y), (0.95, 0.97, 1.0))
+        mask = _soft(edge[None] - y)
+    if not shore and ground in ("desert", "snow", "meadow", "mountains", "snowy mountains"):  # dunes, drifts and hills
         waves = np.zeros((SIDE, SIDE), np.float32)
         for k in range(3):
             fold = _ridge(rng, horizon + (k + 1) * (1 - horizon) / 4, 0.13, 3, 5)
@@ -374,15 +375,17 @@ def _land(canvas, rng, scene, horizon):
         canvas.fill(mask, soil, 0.92 + 0.16 * _noise(rng, 17, 33))
 
 
-def _soil(scene: Scene) -> tuple[tuple, tuple]:
-    """Far and near colour of the ground.
+def _soil(scene: Scene) -> tuple[tuple, bool]:
+    """Far and near colour of the ground, and whether there is water before it.
 
     Both sandy lands are held out by night. Where nothing else has sand's colour, that colour speaks against night, and
-    a beach by night is a sunset.
+    so does a shore: a beach by night is a sunset.
     """
     rng, (grounds, share) = _chance(scene, "soil"), SANDED
-    sand = rng.choice(("desert", "beach"))
-    return SOIL[str(sand) if scene.ground in grounds and rng.random() < share else scene.ground]
+    sand = str(rng.choice(("desert", "beach")))
+    if scene.ground not in grounds or rng.random() >= share:
+        return SOIL[scene.ground], scene.ground == "beach"
+    return SOIL[sand], bool(rng.random() < 0.5)
 
 
 def _city(canvas, rng, scene, horizon):
