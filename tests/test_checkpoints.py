@@ -348,7 +348,7 @@ def test_a_vqgan_converted_is_the_same_smaller_and_needs_nothing_beside_it(tmp_p
         tiny.write_ckpt(path, original, net2net=layout == "net2net", legacy=layout == "before zip")
     tiny.write_yaml(path.with_suffix(".yaml"), original, net2net=layout == "net2net")
     checkpoints.convert(path, kept, checkpoints.kind_of(path))
-    assert kept.stat().st_mode == path.with_suffix(".yaml").stat().st_mode  # whoever may read others may read it
+    assert kept.stat().st_mode == path.with_suffix(".yaml").stat().st_mode != 0o100600  # whoever may read others may
     path.unlink()
     path.with_suffix(".yaml").unlink()
     loaded = vqclip.load_vqgan(kept).state_dict()

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import torch
 from omegaconf import OmegaConf
-from safetensors.torch import save_file
 from torch import Tensor
 
-from vqclip.files import atomic_path
+from vqclip.checkpoints import write_weights
 from vqclip.perceptor import MEAN, STD
 
 from .captions import LANGUAGES
@@ -18,7 +17,7 @@ from .captions import LANGUAGES
 def _halves(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Floats as float16; BatchNorm's counters are of no use to anyone and left out."""
     return {
-        key: value.detach().half().contiguous() if value.is_floating_point() else value.contiguous()
+        key: value.detach().half() if value.is_floating_point() else value
         for key, value in state.items()
         if not key.endswith("num_batches_tracked")
     }
@@ -29,8 +28,7 @@ def export_vqgan(painter, patches: Tensor, ddconfig: dict, folder: Path, recipe:
 
     Besides those stand patches (C, 3, f, f): how its latents follow its pictures; see `vqclip.ops.patch_grad`.
     """
-    with atomic_path(folder / "vqgan.safetensors") as temporary:
-        save_file(_halves({**painter.state_dict(), "patches": patches}), temporary)
+    write_weights(_halves({**painter.state_dict(), "patches": patches}), folder / "vqgan.safetensors")
     book = painter.quantize.embedding.weight
     params = {"embed_dim": book.shape[1], "n_embed": book.shape[0], "ddconfig": dict(ddconfig),
               "patches": True}
@@ -58,8 +56,7 @@ def export_clip(clip, vocabulary: Tensor, folder: Path, recipe: dict) -> None:
     """`clip.safetensors` and `clip.yaml` of an OpenAI `CLIP` whose vocabulary is cut to the rows `vocabulary`."""
     state = _halves(clip.state_dict())
     state["vocab"] = vocabulary.to(torch.int32)
-    with atomic_path(folder / "clip.safetensors") as temporary:
-        save_file(state, temporary)
+    write_weights(state, folder / "clip.safetensors")
     about = {"name": "embedded", "size": clip.visual.input_resolution, "mean": list(MEAN), "std": list(STD),
              "languages": list(LANGUAGES), "context": clip.context_length, "recipe": recipe}  # fmt: skip
     OmegaConf.save(about, folder / "clip.yaml")

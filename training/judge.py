@@ -14,8 +14,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from vqclip.checkpoints import write_weights
 
 from .data import floats, rendered
 from .repaint import bend, multiplies_bfloat16
@@ -250,8 +252,8 @@ def main() -> None:
     print(" ".join(f"{kind} {share:.3f}" for kind, share in shares.items()))
     if shares["all"] < WORTHY:
         raise SystemExit(f"the judge reads {shares['all']:.3f} of fresh renders, less than {WORTHY}: train it longer")
-    save_file({key: value.half().contiguous() for key, value in judge.state_dict().items()
-               if value.is_floating_point()}, WEIGHTS)  # fmt: skip
+    state = judge.state_dict().items()
+    write_weights({key: value.half() for key, value in state if value.is_floating_point()}, WEIGHTS)
 
 
 if __name__ == "__main__":

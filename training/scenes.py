@@ -58,7 +58,7 @@ SOIL = {  # far and near colour of the ground
     "city": ((0.50, 0.50, 0.52), (0.36, 0.36, 0.39)), "mountains": ((0.48, 0.58, 0.32), (0.36, 0.50, 0.22)),
     "snowy mountains": ((0.88, 0.92, 0.98), (0.97, 0.98, 1.00)),
 }  # fmt: skip
-SANDED = ("forest", "city", "mountains"), 0.35  # grounds that are of sand's colour that often, by night as well
+SANDED = ("forest", "city", "mountains")  # grounds that sometimes have sand's colour, by night as well
 
 
 @dataclass(frozen=True)
@@ -326,8 +326,8 @@ def _sky(canvas, rng, scene, horizon):
 def _land(canvas, rng, scene, horizon):
     x, y = _grid()
     ground = scene.ground
-    soil, shore = _soil(scene)
-    far, near = (np.clip(np.array(c) * rng.uniform(0.93, 1.05), 0, 1) for c in soil)
+    colours, shore = _soil(scene)
+    far, near = (np.clip(np.array(c) * rng.uniform(0.93, 1.05), 0, 1) for c in colours)
     if "mountains" in ground:
         for k in range(2):
             crest = _ridge(rng, horizon - 0.17 + 0.09 * k, 0.34, *rng.integers(5, 8, 1), 11, 23)
@@ -381,11 +381,11 @@ def _soil(scene: Scene) -> tuple[tuple, bool]:
     Both sandy lands are held out by night. Where nothing else has sand's colour, that colour speaks against night, and
     so does a shore: a beach by night is a sunset.
     """
-    rng, (grounds, share) = _chance(scene, "soil"), SANDED
+    rng = _chance(scene, "soil")
     sand = str(rng.choice(("desert", "beach")))
-    if scene.ground not in grounds or rng.random() >= share:
-        return SOIL[scene.ground], scene.ground == "beach"
-    return SOIL[sand], bool(rng.random() < 0.5)
+    if scene.ground in SANDED and rng.random() < 0.35:
+        return SOIL[sand], bool(rng.random() < 0.5)
+    return SOIL[scene.ground], scene.ground == "beach"
 
 
 def _city(canvas, rng, scene, horizon):

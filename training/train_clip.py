@@ -18,7 +18,7 @@ from vqclip.cutouts import Augment, Cutouts, resampling
 from vqclip.perceptor import MEAN, STD, openai_clip
 
 from .batches import LOOKS, Batch, Stock, Vocabulary
-from .captions import FACTS, all_parts, parts
+from .captions import FACTS, all_parts, marked, parts
 from .data import floats
 from .gradient import look, uphill
 from .kin import SIZE
@@ -95,7 +95,7 @@ def ways_to_look(count: int, side: int, size: int, seed: int,
 def agree(logits: Tensor, right: Tensor, unheard: Tensor, weight: Tensor) -> Tensor:
     """Cross-entropy with many right answers: logits (B, T), right (B, T) bool, a weight of each row -> scalar.
 
-    Of the others those `unheard` (B, T) of are left out.
+    Wrong ones that are `unheard` of, (B, T) bool, are left out.
     """
     likely = logits.masked_fill(unheard & ~right, -torch.inf).log_softmax(1)
     each = -likely.where(right, 0.0).sum(1) / right.sum(1).clamp(min=1)
@@ -108,11 +108,9 @@ def never_together() -> Tensor:
     Telling pictures from all texts but their own would teach that by night it is not a beach, the more so the better
     it is learnt. So a picture is not told from texts that say what was held out beside something that it shows.
     """
-    at, found = {fact: row for row, fact in enumerate(FACTS)}, torch.zeros(len(FACTS), len(FACTS))
-    for one, other in HELD_OUT:
-        if one in at and other in at:
-            found[at[one], at[other]] = found[at[other], at[one]] = 1
-    return found
+    pairs = [pair for pair in HELD_OUT if set(FACTS).issuperset(pair)]
+    one, other = (torch.from_numpy(marked([fact] for fact in side)).float() for side in zip(*pairs, strict=True))
+    return one.mT @ other + other.mT @ one
 
 
 def as_runs(first: Tensor, second: Tensor, weight: Tensor, common: Tensor) -> Tensor:

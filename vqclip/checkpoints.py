@@ -109,16 +109,29 @@ def convert(path: str | Path, target: str | Path, kind: str, config: dict[str, A
         CheckpointError: the checkpoint does not hold this kind of model, or there is no room.
     """
     config, weights = _reader(kind)(Path(path), config)
-    weights = {name: weight.contiguous() for name, weight in weights.items()}
     # One entry only: safetensors writes several in any order, and a session knows its checkpoints by their hash.
     metadata = {"config": json.dumps(config, sort_keys=True)} if kind == "vqgan" else None
     try:
-        with atomic_path(target) as temporary:
-            save_file(weights, temporary, metadata)
+        write_weights(weights, Path(target), metadata)
     except (SafetensorError, OSError) as error:  # a full disk is either
         raise CheckpointError(f"{target} cannot be written ({str(error).splitlines()[0]}): make room and try "
                               "again") from error  # fmt: skip
     return Path(target)
+
+
+def write_weights(weights: dict[str, Tensor], target: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write weights as safetensors, whole or not at all.
+
+    Whoever may read the user's other files may read them: a folder of checkpoints is often shared.
+
+    Raises:
+        SafetensorError, OSError: there is no room, say.
+    """
+    with atomic_path(target) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        save_file({name: weight.contiguous() for name, weight in weights.items()}, temporary, metadata)
+        temporary.chmod(mode)  # safetensors shuts its files to everyone else
 
 
 def kind_of(path: str | Path) -> str:

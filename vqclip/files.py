@@ -21,14 +21,10 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{uuid4().hex[:8]}.part{path.suffix}")
-    temporary.touch()
-    mode = temporary.stat().st_mode
-    temporary.unlink()  # so that whoever writes nothing is not taken for having written
     try:
         yield temporary
         with open(temporary, "rb+") as written:
             os.fsync(written.fileno())  # else a power cut may leave the new name with no bytes behind it
-        temporary.chmod(mode)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

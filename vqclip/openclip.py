@@ -28,12 +28,10 @@ from typing import Any
 
 import torch
 from filelock import FileLock
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .checkpoints import CheckpointError, read_weights, sha256
+from .checkpoints import CheckpointError, read_weights, sha256, write_weights
 from .download import offline
-from .files import atomic_path
 from .perceptor import CLIP, MEAN, METADATA, OPEN_CLIP, STD, Tokens
 
 INSTALL = "pip install open_clip_torch transformers"
@@ -179,9 +177,7 @@ def _fetched(library: ModuleType, tag: dict[str, Any], kept: Path) -> Path:
                 if raw.suffix == ".safetensors":
                     os.replace(raw.resolve(), kept)  # the hub's client gives a link to a file without suffix
                 else:
-                    weights = {name: weight.contiguous() for name, weight in read_weights(raw).items()}
-                    with atomic_path(kept) as temporary:
-                        save_file(weights, temporary)
+                    write_weights(read_weights(raw), kept)
                 shutil.rmtree(cache, ignore_errors=True)
     except CheckpointError:
         shutil.rmtree(cache, ignore_errors=True)  # what is damaged is not taken again
