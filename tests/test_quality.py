@@ -11,7 +11,7 @@ from PIL import Image
 import training
 from training.asked import lacks, named, read_prompts, scene_of, sweep, without
 from training.captions import LANGUAGES, all_words
-from training.judge import TINTED, WORTHY, Judge, Reading, load_judge
+from training.judge import TINTED, WORTHY, Judge, Reading, load_judge, train
 from training.measures import Seen, by_chance, ranks, spearman, tally, variation, verdicts
 from training.quality import Row, attributes, negatives, paint, paint_all, plan, weights, worthy
 from training.scenes import GROUNDS, HELD_OUT, TIMES, render, scene
@@ -251,6 +251,14 @@ def test_an_ignorant_judge_measures_nothing():
 
 def test_the_judge_that_is_here_is_worthy():
     assert worthy(load_judge(), count=60)["all"] >= WORTHY
+
+
+def test_a_judge_is_the_mean_of_its_last_steps_also_where_it_is_resumed(tmp_path):
+    taught = train(tmp_path, count=64, epochs=3, processes=1).state_dict()  # one step each
+    last = torch.load(tmp_path / "judge.ckpt", weights_only=True)["judge"]
+    assert not torch.equal(taught["heads.ground.weight"], last["heads.ground.weight"])
+    again = train(tmp_path, count=64, epochs=3, processes=1).state_dict()  # nothing is left to do
+    assert all(torch.equal(taught[name], again[name]) for name in taught)
 
 
 def test_a_judge_that_knows_is_worthy():

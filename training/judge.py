@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from vqclip.checkpoints import write_weights
 
@@ -199,6 +200,9 @@ def anything(seed: int) -> Scene:
 def train(folder: Path, count: int, epochs: int, processes: int, begin: Path | None = None) -> Judge:
     """A judge taught on `count` scenes of its own, held-out pairs among them, and resumed where it was stopped.
 
+    It is the mean of its weights over the last half of the steps (Izmailov et al. 2018, arXiv 1803.05407): two judges
+    that were as right of renders, .994, had read 13 of 159 paintings otherwise, clear hearts and forests among them.
+
     Args:
         begin: the weights to begin with, if not with none.
     """
@@ -208,11 +212,13 @@ def train(folder: Path, count: int, epochs: int, processes: int, begin: Path | N
     optimizer = torch.optim.AdamW(judge.parameters(), 2e-3, weight_decay=0.02)
     steps = epochs * (count // batch)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, steps, pct_start=0.1)
+    mean = AveragedModel(judge, use_buffers=True)
+    parts = {"judge": judge, "mean": mean, "optimizer": optimizer, "schedule": schedule}
     last, done = folder / "judge.ckpt", 0
     if last.exists():
         state = torch.load(last, weights_only=True)
         done = state["done"]
-        for part, name in ((judge, "judge"), (optimizer, "optimizer"), (schedule, "schedule")):
+        for name, part in parts.items():
             part.load_state_dict(state[name])
     for step in range(done, steps):
         epoch, at = divmod(step, count // batch)
@@ -230,12 +236,13 @@ def train(folder: Path, count: int, epochs: int, processes: int, begin: Path | N
         loss.backward()
         optimizer.step()
         schedule.step()
+        if step >= steps // 2:
+            mean.update_parameters(judge)
         if step % 50 == 0:
             print(f"{step}/{steps}  {float(loss.detach()):.3f}", flush=True)
         if step % 200 == 199 or step + 1 == steps:
-            torch.save({"judge": judge.state_dict(), "optimizer": optimizer.state_dict(),
-                        "schedule": schedule.state_dict(), "done": step + 1}, last)  # fmt: skip
-    return judge.eval()
+            torch.save({**{name: part.state_dict() for name, part in parts.items()}, "done": step + 1}, last)
+    return mean.module.eval()
 
 
 def main() -> None:
