@@ -3,6 +3,7 @@
 import csv
 import itertools
 import re
+import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -64,11 +65,11 @@ from training.scenes import (
     with_other_things,
 )
 from training.texts import Walks, change, lead, raw, said_and_read, teach
-from training.train import kept_clip, read_recipe, say_as, stay_near
+from training.train import kept_clip, read_recipe, say_as, stay_near, train
 from training.train_clip import Sums, agree, ahead, as_runs, cut, never_together, uncut
 from training.train_vqgan import PaintersTraining
 from training.walkers import Walkers, turns
-from vqclip.checkpoints import EMBEDDED
+from vqclip.checkpoints import EMBEDDED, write_weights
 from vqclip.perceptor import openai_clip, tokenizer
 
 
@@ -860,6 +861,20 @@ def test_the_text_tower_of_another_pair_is_taken_with_its_guidance():
             assert torch.equal(value, shipped[name].float())
 
 
+def test_two_image_towers_meet_halfway_without_a_step(tmp_path):
+    begin, shipped = tmp_path / "begin", load_file(EMBEDDED / "clip.safetensors")
+    shutil.copytree(EMBEDDED, begin)
+    write_weights({name: value * 2 if name == "visual.proj" else value for name, value in shipped.items()},
+                  begin / "clip.safetensors")  # fmt: skip
+    train(read_recipe([f"begin={begin}", f"clip.texts={EMBEDDED}", "clip.kept=0.5", "clip.steps=0", "texts.steps=0",
+                       "scenes=4", "processes=1", f"folder={tmp_path / 'runs'}",
+                       f"out={tmp_path / 'pair'}"]))  # fmt: skip
+    made = load_file(tmp_path / "pair" / "clip.safetensors")
+    assert made.keys() == shipped.keys()
+    for name, value in made.items():
+        torch.testing.assert_close(value, shipped[name] * 1.5 if name == "visual.proj" else shipped[name])
+
+
 def curve(folder: Path, stage: str, name: str) -> list[float]:
     """A logged value over all versions of a stage."""
     files = sorted((folder / stage / "curves").glob("version_*/metrics.csv"))
@@ -874,8 +889,6 @@ def kept(path: Path) -> dict:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_miniature_learns_resumes_and_paints(tmp_path):
-    from training.train import train
-
     def run(vqgan: int, sharper: int, clip: int) -> None:
         changes = [line.format(vqgan=vqgan, sharper=sharper, clip=clip) for line in MINIATURE]
         train(read_recipe([*changes, f"folder={tmp_path / 'runs'}", f"out={tmp_path / 'pair'}"]))

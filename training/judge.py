@@ -200,8 +200,8 @@ def anything(seed: int) -> Scene:
 def train(folder: Path, count: int, epochs: int, processes: int, begin: Path | None = None) -> Judge:
     """A judge taught on `count` scenes of its own, held-out pairs among them, and resumed where it was stopped.
 
-    It is the mean of its weights over the last half of the steps (Izmailov et al. 2018, arXiv 1803.05407): two judges
-    that were as right of renders, .994, had read 13 of 159 paintings otherwise, clear hearts and forests among them.
+    It is the mean of its weights over the last half of the steps (Izmailov et al. 2018, arXiv 1803.05407): of two, each
+    right of .994 of the renders of its world, one read no heart where the other had read three clear ones.
 
     Args:
         begin: the weights to begin with, if not with none.

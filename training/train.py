@@ -287,9 +287,9 @@ def train(recipe: DictConfig) -> None:
     else:
         judging = train_clip(recipe, scenes, painting)
         clip, vocabulary = judging.clip.cpu(), judging.vocabulary
-        if recipe.begin:
-            before = Path(recipe.clip.texts or recipe.begin)
-            stay_near(clip, load_file(before / "clip.safetensors"), recipe.clip.kept)
+    if recipe.begin:
+        before = Path(recipe.clip.texts or recipe.begin)
+        stay_near(clip, load_file(before / "clip.safetensors"), recipe.clip.kept)
     if recipe.clip.texts:
         say_as(clip, vocabulary, Path(recipe.clip.texts) / "clip.safetensors")
     else:
