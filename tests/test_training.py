@@ -861,6 +861,13 @@ def test_the_text_tower_of_another_pair_is_taken_with_its_guidance():
             assert torch.equal(value, shipped[name].float())
 
 
+def test_any_part_may_be_led_and_nothing_else_added():
+    recipe = read_recipe(["texts.led.pine.adds=0", "texts.led.pine.mix.snow=-0.3", "texts.led.dawn.mix.day=-0.2"])
+    assert recipe.texts.led.pine == {"adds": 0, "mix": {"snow": -0.3}} and recipe.texts.led.dawn.mix.day == -0.2
+    with pytest.raises(AttributeError, match="stpes"):
+        read_recipe(["clip.stpes=3"])
+
+
 def test_two_image_towers_meet_halfway_without_a_step(tmp_path):
     begin, shipped = tmp_path / "begin", load_file(EMBEDDED / "clip.safetensors")
     shutil.copytree(EMBEDDED, begin)

@@ -46,9 +46,10 @@ RECIPE = Path(__file__).parent / "recipe.yaml"
 
 
 def read_recipe(changes: list[str]) -> DictConfig:
-    """The recipe with `key=value` changes; raises KeyError for a key that it has not."""
+    """The recipe with `key=value` changes; raises AttributeError for a key it has not; `texts.led` takes any part."""
     recipe = OmegaConf.load(RECIPE)
     OmegaConf.set_struct(recipe, True)
+    OmegaConf.set_struct(recipe.texts.led, False)
     recipe.merge_with_dotlist(changes)
     return recipe
 
