@@ -864,8 +864,12 @@ def test_the_text_tower_of_another_pair_is_taken_with_its_guidance():
 def test_any_part_may_be_led_and_nothing_else_added():
     recipe = read_recipe(["texts.led.pine.adds=0", "texts.led.pine.mix.snow=-0.3", "texts.led.dawn.mix.day=-0.2"])
     assert recipe.texts.led.pine == {"adds": 0, "mix": {"snow": -0.3}} and recipe.texts.led.dawn.mix.day == -0.2
-    with pytest.raises(AttributeError, match="stpes"):
-        read_recipe(["clip.stpes=3"])
+    for asked, wrong in (("clip.stpes=3", "stpes"), ("texts.led.pien={adds: 0, mix: {snow: -0.3}}", "no 'pien'"),
+                         ("texts.led.mean={adds: 0, mix: {snow: -0.3}}", "no 'mean'"),
+                         ("texts.led.pine={adds: 0, mix: {snwo: -0.3}}", "no 'snwo'"),
+                         ("texts.led.pine.mix.snow=-0.3", "wants adds"), ("texts.led.city.mx=0", "mx")):  # fmt: skip
+        with pytest.raises(AttributeError, match=wrong):
+            read_recipe([asked])
 
 
 def test_two_image_towers_meet_halfway_without_a_step(tmp_path):

@@ -28,7 +28,7 @@ from vqclip.memory import keep_freed
 from vqclip.perceptor import openai_clip
 
 from .batches import Captioned, Stock, Vocabulary
-from .captions import caption
+from .captions import all_parts, caption
 from .codes import sample_patches
 from .data import painters, rendered
 from .export import export_clip, export_vqgan, guide
@@ -46,11 +46,16 @@ RECIPE = Path(__file__).parent / "recipe.yaml"
 
 
 def read_recipe(changes: list[str]) -> DictConfig:
-    """The recipe with `key=value` changes; raises AttributeError for a key it has not; `texts.led` takes any part."""
+    """The recipe with `key=value` changes; raises AttributeError for a key or a part that there is not."""
     recipe = OmegaConf.load(RECIPE)
     OmegaConf.set_struct(recipe, True)
-    OmegaConf.set_struct(recipe.texts.led, False)
+    OmegaConf.set_struct(recipe.texts.led, False)  # takes any part, but no other names: hours later that would be late
     recipe.merge_with_dotlist(changes)
+    for part, how in recipe.texts.led.items():
+        if unknown := {part, *(how.mix.keys() - {"mean"})} - {*all_parts()}:
+            raise AttributeError(f"texts.led.{part}: captions have no {min(unknown)!r}")
+        if how.keys() != {"adds", "mix"}:
+            raise AttributeError(f"texts.led.{part} wants adds and mix, and has {', '.join(how)}")
     return recipe
 
 
