@@ -228,10 +228,27 @@ def test_weights_are_followed_or_not(tmp_path):
     for k, (up, flat) in enumerate(zip(sweep("day", "night"), sweep("night", "day"), strict=True)):
         paths[up, 0] = picture(tmp_path / f"up{k}.png", (50 * k,) * 3)
         paths[flat, 0] = picture(tmp_path / f"flat{k}.png", (90, 90, 90))
-    row, found = weights(Brightness(), paths, [["day", "night"], ["night", "day"]], range(1))
-    assert row.value == 1 and row.counts == "of 2"
-    assert found["day | night"]["spearman"] == pytest.approx(1) and found["night | day"]["spearman"] == 0
-    assert found["day | night"]["difference"] == sorted(found["day | night"]["difference"])
+    rows, found = weights(Brightness(), paths, [["day", "night"], ["night", "day"]], range(1))
+    assert [row.value for row in rows] == [1, 1] and rows[0].counts == "of 2"
+    for kind in ("log P", "P"):
+        assert found["spearman"][kind] == {"day | night": pytest.approx(1), "night | day": 0}
+        curve = found["difference"]["day | night"][kind]
+        assert curve == sorted(curve)
+
+
+def test_a_judge_that_is_sure_still_tells_more_from_less(tmp_path):
+    """By P two pictures are but night and three but day; by its logarithm each is more day than the one before."""
+    shades = (30, 110, 160, 200, 240)
+    paths = {(text, 0): picture(tmp_path / f"{shade}.png", (shade,) * 3)
+             for text, shade in zip(sweep("day", "night"), shades, strict=True)}  # fmt: skip
+
+    class Sure(Brightness):
+        def __call__(self, images):
+            return {"time": 20 * super().__call__(images)["time"]}
+
+    rows, found = weights(Sure(), paths, [["day", "night"]], range(1))
+    assert [row.value for row in rows] == [1, 0]
+    assert found["difference"]["day | night"]["P"] == [-1, -1, 1, 1, 1]
 
 
 def test_a_negative_counts_only_where_there_was_something_to_remove(tmp_path):
@@ -239,7 +256,7 @@ def test_a_negative_counts_only_where_there_was_something_to_remove(tmp_path):
     entry = {"prompt": "a beach", "without": "sun", "fact": "sun"}
     shown = {("a beach", 0): red, ("a beach", 1): red, ("a beach", 2): grey}
     after = {(without(entry), 0): grey, (without(entry), 1): red, (without(entry), 2): grey}
-    row, _ = negatives(Brightness(), {**shown, **after}, [entry], range(3))
+    (row,), _ = negatives(Brightness(), {**shown, **after}, [entry], range(3))
     assert row.value == 0.5 and row.counts == "1/2"
 
 

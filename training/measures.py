@@ -105,10 +105,10 @@ def variation(images: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def probability(judge: Judge, images: Tensor, fact: str) -> Tensor:
-    """How likely the judge holds a ground or a time of day -> (N,)."""
+def log_probability(judge: Judge, images: Tensor, fact: str) -> Tensor:
+    """How likely the judge holds a ground or a time of day, as its logarithm -> (N,)."""
     head, names = ("time", TIMES) if fact in TIMES else ("ground", GROUNDS)
-    return judge(images)[head].softmax(-1)[:, names.index(fact)]
+    return judge(images)[head].log_softmax(-1)[:, names.index(fact)]
 
 
 def ranks(values) -> np.ndarray:

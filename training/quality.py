@@ -40,8 +40,8 @@ from .measures import (
     BARS,
     Seen,
     by_chance,
+    log_probability,
     pictures,
-    probability,
     read,
     renders,
     rows_of,
@@ -168,25 +168,32 @@ def attributes(judge: Judge, seen: list[Seen], real: Tensor) -> list[Row]:
     return rows
 
 
-def steered(judge: Judge, paths: dict, a: str, b: str, seeds: range) -> list[float]:
-    """P(a) - P(b) for each weight of a sweep, the mean of seeds, to hundredths: what is finer is no difference."""
-    out = []
+def steered(judge: Judge, paths: dict, a: str, b: str, seeds: range) -> dict[str, list[float]]:
+    """How much surer of a than of b a judge is at each weight of a sweep, the mean of seeds: by log P and by P.
+
+    To tenths and to hundredths; what is finer is no difference. A judge that is sure sees but ties by P.
+    """
+    logs, plain = [], []
     for text in sweep(a, b):
         images = pictures([paths[text, seed] for seed in seeds])
-        out.append(round(float((probability(judge, images, a) - probability(judge, images, b)).mean()), 2))
-    return out
+        of_a, of_b = log_probability(judge, images, a), log_probability(judge, images, b)
+        logs.append(round(float((of_a - of_b).mean()), 1))
+        plain.append(round(float((of_a.exp() - of_b.exp()).mean()), 2))
+    return {"log P": logs, "P": plain}
 
 
-def weights(judge: Judge, paths: dict, pairs: list, seeds: range) -> tuple[Row, dict]:
-    """How many of the pairs follow their weights."""
+def weights(judge: Judge, paths: dict, pairs: list, seeds: range) -> tuple[list[Row], dict]:
+    """How many of the pairs follow their weights, by log P; below it the same by P."""
     curves = {f"{a} | {b}": steered(judge, paths, a, b, seeds) for a, b in pairs}
-    order = {pair: spearman(range(len(curve)), curve) for pair, curve in curves.items()}
-    good = sum(value >= 0.9 - 1e-9 for value in order.values())
-    row = Row("pairs that follow five weights, Spearman >= 0.9", good, 8, 10, f"of {len(pairs)}", form=".0f")
-    return row, {pair: {"difference": curves[pair], "spearman": order[pair]} for pair in curves}
+    rows, order = [], {}
+    for kind, name in ("log P", "pairs that follow five weights, Spearman >= 0.9"), ("P", "  by P to hundredths"):
+        order[kind] = {pair: spearman(range(5), curve[kind]) for pair, curve in curves.items()}
+        good = sum(value >= 0.9 - 1e-9 for value in order[kind].values())
+        rows.append(Row(name, good, 8, 10, f"of {len(pairs)}", form=".0f"))
+    return rows, {"difference": curves, "spearman": order}
 
 
-def negatives(judge: Judge, paths: dict, entries: list[dict], seeds: range) -> tuple[Row, dict]:
+def negatives(judge: Judge, paths: dict, entries: list[dict], seeds: range) -> tuple[list[Row], dict]:
     """Of the pictures that show a thing, how many no longer do with a negative weight on it."""
     plain, removed = {}, {}
     for entry in entries:
@@ -197,7 +204,7 @@ def negatives(judge: Judge, paths: dict, entries: list[dict], seeds: range) -> t
         removed[without(entry)] = sum(not after[k].holds(entry["fact"]) for k in shown)
     hits, count = sum(removed.values()), sum(plain.values())
     row = Row("a negative weight removes what it names", share(hits, count), 0.6, 0.8, f"{hits}/{count}")
-    return row, {text: {"shown": plain[text], "removed": removed[text]} for text in plain}
+    return [row], {text: {"shown": plain[text], "removed": removed[text]} for text in plain}
 
 
 def look_at(judge: Judge, paths: dict, prompts: list[dict], language: str, seeds: range) -> list[Seen]:
@@ -260,8 +267,8 @@ def measure(judge: Judge, shares: dict[str, float], asked: argparse.Namespace) -
             blind(asked.blind, seen[asked.languages[0]])
     for part, how in (("weights", weights), ("negatives", negatives)):
         if part in asked.part:
-            row, report[part] = how(judge, paths, book[part], seeds)
-            rows.append(row)
+            found, report[part] = how(judge, paths, book[part], seeds)
+            rows += found
             sheet(asked.out / f"{part}.jpg", [(paths[text, 0], text) for text in texts[part]], across=10)
     seconds = median(float(Image.open(path).text["seconds"]) for path in paths.values())
     rows.append(Row("seconds of one core a picture (median)", seconds, 20, 20, form=".1f", at_most=True))
