@@ -32,11 +32,14 @@ studio: $(VENV)/installed-studio
 notebook: $(VENV)/installed-notebook
 	VQCLIP_HOME="$(CURDIR)/workspace" $(BIN)/jupyter lab notebooks/00_studio.ipynb
 
+# The tests of a file share its models, so a file is one process's; each has one thread, see conftest.py
+BESIDE = --numprocesses auto --maxprocesses 4 --dist loadfile
+
 test: $(VENV)/installed-test lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(BESIDE)
 
 test-all: $(VENV)/installed-test lint
-	$(BIN)/python -m pytest -m "not browser and not colab"
+	$(BIN)/python -m pytest $(BESIDE) -m "not browser and not colab"
 
 test-browser: $(VENV)/installed-browser
 	$(BIN)/python -m pytest -m browser

@@ -32,7 +32,7 @@ setup(
         "browser": ["playwright>=1.40", "jupyterlab>=4", "voila>=0.5"],  # and a chromium
         "plots": ["matplotlib>=3.8"],  # what training and benchmarks draw
         "train": ["pymorphy3>=2"],  # Russian words in all their forms, for texts to learn
-        "test": ["pytest>=8", "hypothesis>=6.100", "nbclient>=0.10", "nbformat>=5.9", "ruff>=0.9",
+        "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "nbclient>=0.10", "nbformat>=5.9", "ruff>=0.9",
                  "pymorphy3>=2", "ipykernel!=7.0.*,!=7.1.*,!=7.2.*,!=7.3.*"],
     },
     entry_points={"console_scripts": ["vqclip = vqclip.cli:main"]},
