@@ -6,6 +6,7 @@ import itertools
 import re
 import shutil
 import string
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -233,6 +234,18 @@ def test_an_error_reaches_the_cell_and_the_panel(studio):
     del studio.player.run.losses["odd"]
     asyncio.run(studio.run())
     assert ">Done." in said(studio) and len(studio.session.codes) == 7
+
+
+def test_pictures_are_made_by_the_thread_that_steps_and_the_last_is_shown(studio, monkeypatch):
+    makers, pil = set(), vqclip.run.Frame.pil.fget
+    noted = property(lambda frame: makers.add(threading.get_ident()) or pil(frame))
+    monkeypatch.setattr(vqclip.run.Frame, "pil", noted)
+    asyncio.run(studio.run())
+    assert makers and threading.get_ident() not in makers
+    shown = Image.open(io.BytesIO(studio.panel.picture.value))
+    last = io.BytesIO()
+    pil(studio.player.frame).save(last, "JPEG", quality=85)
+    assert np.array_equal(np.asarray(shown), np.asarray(Image.open(last)))
 
 
 def test_the_cells_stop_button_is_a_stop(studio):

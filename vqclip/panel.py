@@ -40,7 +40,7 @@ class Panel:
 
     def __init__(self, player: Player, language: str = "en", on_play: Any = None):
         self.player, self.words, self.on_play = player, Words(language), on_play
-        self.shown, self.painted = None, 0.0  # the frame on display, and when it was put there
+        self.shown, self.pictured, self.painted = None, None, 0.0  # frame and picture on display, and since when
         self._read: list[str] | None = None  # the texts whose tokens are on display
         now = player.now
         self.picture = ipywidgets.Image(format="jpeg", value=_jpeg(_first(player)))
@@ -71,9 +71,11 @@ class Panel:
         frame = player.frame
         if frame is not None and frame is not self.shown:
             self.shown = frame
-            self.picture.value = _jpeg(frame.pil)
             self.rows.paint(frame.similarity, player.history.meters)
             self.losses.value = self._curve()
+        if player.picture is not self.pictured:
+            self.pictured = player.picture
+            self.picture.value = _jpeg(player.picture)
         self.progress.value = self._progress()
         self.status.value = self._status()
         if player.run is not None:

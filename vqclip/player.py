@@ -2,7 +2,7 @@
 
     player = Player(Settings(prompts="desert | snow"), home)     # or Player(session=Session.latest(home)) to go on
     player.play(); player.change(prompts="desert:10 | snow:90"); player.pause(); player.play(); player.stop()
-    player.state, player.frame, player.history, player.error
+    player.state, player.frame, player.picture, player.history, player.error
 
 The thread only makes steps; it touches no widget. Whatever is asked of the player acts between two steps.
 """
@@ -17,11 +17,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from .download import watched
 from .run import Frame, Run, check_steerable, generate
 from .session import Session, workspace
 from .settings import Settings
 
+OFTEN = 0.15  # seconds between two pictures, so that whoever shows one now and then has a new one
 TREND = 10  # steps: a trend is the mean of the last so many against that of as many before
 
 
@@ -89,6 +92,8 @@ class Player:
         self.run: Run | None = None
         self._state, self.error = "ready", None
         self.frame: Frame | None = None
+        self.picture: Image.Image | None = None  # of the newest frame, or of one shortly before while it paints
+        self._pictured = 0.0
         self.history = History()
         self.fetched: tuple[int, int] | None = None
         self.speed: float | None = None
@@ -184,8 +189,10 @@ class Player:
                 before = time.monotonic()
                 frame = next(frames, None)
                 if frame is None:
+                    self._picture()
                     return True
                 self._see(frame, time.monotonic() - before)
+        self._picture()
         return False
 
     def _load(self) -> None:
@@ -216,6 +223,7 @@ class Player:
     def _may_step(self) -> bool:
         """Wait while paused, hand over what was changed; False to end."""
         if not self._going.is_set():
+            self._picture()
             self._state = "paused"
             self._going.wait()
         if self._ends():
@@ -232,3 +240,14 @@ class Player:
         pace = 1 / max(seconds, 1e-6)
         self.speed = pace if self.speed is None else 1 / (0.9 / self.speed + 0.1 / pace)  # a mean over about ten steps
         self.frame = frame
+        if time.monotonic() - self._pictured >= OFTEN:
+            self._picture()
+
+    def _picture(self) -> None:
+        """Make the picture of the newest frame.
+
+        Here and not in the panel: a second thread that computes with torch has threads of its own for that, and where
+        OpenMP has more of them than there are cores, each sleeps at every wait: steps take half as long again.
+        """
+        if self.frame is not None:
+            self.picture, self._pictured = self.frame.pil, time.monotonic()
