@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import json
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -66,6 +67,13 @@ def spy(player: vqclip.player.Player) -> None:
         setattr(player, name, noting(name, getattr(player, name)))
 
 
+def _in_a_thread(call: Callable[..., Any], *arguments: Any) -> None:
+    """As the panel's steps: were this thread to compute as well, OpenMP's would sleep at every wait of those, too."""
+    thread = threading.Thread(target=call, args=arguments)
+    thread.start()
+    thread.join()
+
+
 async def in_turns(settings: vqclip.Settings, pairs: int, steps: int) -> None:
     """Steps with a panel on display, and as many recorded without, turn by turn.
 
@@ -77,10 +85,18 @@ async def in_turns(settings: vqclip.Settings, pairs: int, steps: int) -> None:
     studio = vqclip.Studio("workspace", settings.replace(steps=1))
     display(studio)
     await studio.run()  # loads, and warms up
-    run = vqclip.generate(settings=settings.replace(steps=1))
-    session = vqclip.Session.create("workspace", run)
-    for _ in session.record(run):
-        pass
+    made = []
+
+    def bare(steps: int) -> None:
+        if not made:
+            run = vqclip.generate(settings=settings.replace(steps=1))
+            made.extend((run, vqclip.Session.create("workspace", run)))
+        run, session = made
+        run.steps += steps
+        for _ in session.record(run):
+            pass
+
+    _in_a_thread(bare, 0)
     for turn in range(pairs):
         for way in ("with", "without") if turn % 2 == 0 else ("without", "with"):
             start, work = time.perf_counter(), time.process_time()
@@ -88,9 +104,7 @@ async def in_turns(settings: vqclip.Settings, pairs: int, steps: int) -> None:
                 studio.player.steps += steps
                 await studio.run()
             else:
-                run.steps += steps
-                for _ in session.record(run):
-                    pass
+                _in_a_thread(bare, steps)
             took[way].append((time.perf_counter() - start, time.process_time() - work))
     with atomic(Path(PACES), "w") as file:
         json.dump(took, file)
