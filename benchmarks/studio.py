@@ -12,9 +12,9 @@ import argparse
 import contextlib
 import json
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +67,13 @@ def spy(player: vqclip.player.Player) -> None:
         setattr(player, name, noting(name, getattr(player, name)))
 
 
-def _in_a_thread(call: Callable[..., Any], *arguments: Any) -> None:
-    """As the panel's steps: were this thread to compute as well, OpenMP's would sleep at every wait of those, too."""
-    thread = threading.Thread(target=call, args=arguments)
-    thread.start()
-    thread.join()
+def _in_a_thread(call: Callable[[], Any]) -> Any:
+    """What a call returns, in a thread of its own, as the panel's steps are made.
+
+    Were this thread to compute as well, OpenMP's threads would sleep at every wait of the panel's steps.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(call).result()
 
 
 async def in_turns(settings: vqclip.Settings, pairs: int, steps: int) -> None:
@@ -85,18 +87,14 @@ async def in_turns(settings: vqclip.Settings, pairs: int, steps: int) -> None:
     studio = vqclip.Studio("workspace", settings.replace(steps=1))
     display(studio)
     await studio.run()  # loads, and warms up
-    made = []
 
-    def bare(steps: int) -> None:
-        if not made:
-            run = vqclip.generate(settings=settings.replace(steps=1))
-            made.extend((run, vqclip.Session.create("workspace", run)))
-        run, session = made
-        run.steps += steps
+    def bare() -> None:
         for _ in session.record(run):
             pass
 
-    _in_a_thread(bare, 0)
+    run = _in_a_thread(lambda: vqclip.generate(settings=settings.replace(steps=1)))
+    session = vqclip.Session.create("workspace", run)
+    _in_a_thread(bare)
     for turn in range(pairs):
         for way in ("with", "without") if turn % 2 == 0 else ("without", "with"):
             start, work = time.perf_counter(), time.process_time()
@@ -104,7 +102,8 @@ async def in_turns(settings: vqclip.Settings, pairs: int, steps: int) -> None:
                 studio.player.steps += steps
                 await studio.run()
             else:
-                _in_a_thread(bare, steps)
+                run.steps += steps
+                _in_a_thread(bare)
             took[way].append((time.perf_counter() - start, time.process_time() - work))
     with atomic(Path(PACES), "w") as file:
         json.dump(took, file)

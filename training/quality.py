@@ -187,7 +187,7 @@ def weights(judge: Judge, paths: dict, pairs: list, seeds: range) -> tuple[list[
     curves = {f"{a} | {b}": steered(judge, paths, a, b, seeds) for a, b in pairs}
     rows, order = [], {}
     for kind, name in ("log P", "pairs that follow five weights, Spearman >= 0.9"), ("P", "  by P to hundredths"):
-        order[kind] = {pair: spearman(range(5), curve[kind]) for pair, curve in curves.items()}
+        order[kind] = {pair: spearman(range(len(curve[kind])), curve[kind]) for pair, curve in curves.items()}
         good = sum(value >= 0.9 - 1e-9 for value in order[kind].values())
         rows.append(Row(name, good, 8, 10, f"of {len(pairs)}", form=".0f"))
     return rows, {"difference": curves, "spearman": order}

@@ -73,9 +73,10 @@ class Panel:
             self.shown = frame
             self.rows.paint(frame.similarity, player.history.meters)
             self.losses.value = self._curve()
-        if player.picture is not self.pictured:
-            self.pictured = player.picture
-            self.picture.value = _jpeg(player.picture)
+        picture = player.picture  # read once: the other thread may replace it
+        if picture is not self.pictured:
+            self.pictured = picture
+            self.picture.value = _jpeg(picture)
         self.progress.value = self._progress()
         self.status.value = self._status()
         if player.run is not None:
@@ -253,7 +254,7 @@ def _first(player: Player) -> Image.Image:
 
 
 def _jpeg(picture: Image.Image) -> bytes:
-    picture.thumbnail((LARGEST, LARGEST))
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=QUALITY)
+    small, buffer = picture.copy(), io.BytesIO()
+    small.thumbnail((LARGEST, LARGEST))
+    small.save(buffer, "JPEG", quality=QUALITY)
     return buffer.getvalue()

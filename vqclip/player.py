@@ -93,7 +93,8 @@ class Player:
         self._state, self.error = "ready", None
         self.frame: Frame | None = None
         self.picture: Image.Image | None = None  # of the newest frame, or of one shortly before while it paints
-        self._pictured = 0.0
+        self._pictured: Frame | None = None  # whose that is, and since when it is there
+        self._since = 0.0
         self.history = History()
         self.fetched: tuple[int, int] | None = None
         self.speed: float | None = None
@@ -184,16 +185,17 @@ class Player:
         """Make steps and keep them; False if it was asked to end before the last."""
         if self.session is None:  # not before it is sure to paint: one that was stopped while it loads leaves no folder
             self.session = Session.create(self.home, self.run)
-        with closing(self.session.record(self.run)) as frames:
-            while self._may_step():
-                before = time.monotonic()
-                frame = next(frames, None)
-                if frame is None:
-                    self._picture()
-                    return True
-                self._see(frame, time.monotonic() - before)
-        self._picture()
-        return False
+        try:
+            with closing(self.session.record(self.run)) as frames:
+                while self._may_step():
+                    before = time.monotonic()
+                    frame = next(frames, None)
+                    if frame is None:
+                        return True
+                    self._see(frame, time.monotonic() - before)
+            return False
+        finally:  # whatever ended it, the last frame is seen
+            self._picture()
 
     def _load(self) -> None:
         checkpoints = self.home / "checkpoints"
@@ -240,14 +242,14 @@ class Player:
         pace = 1 / max(seconds, 1e-6)
         self.speed = pace if self.speed is None else 1 / (0.9 / self.speed + 0.1 / pace)  # a mean over about ten steps
         self.frame = frame
-        if time.monotonic() - self._pictured >= OFTEN:
+        if time.monotonic() - self._since >= OFTEN:
             self._picture()
 
     def _picture(self) -> None:
-        """Make the picture of the newest frame.
+        """Make the picture of the newest frame, unless it is there.
 
         Here and not in the panel: a second thread that computes with torch has threads of its own for that, and where
         OpenMP has more of them than there are cores, each sleeps at every wait: steps take half as long again.
         """
-        if self.frame is not None:
-            self.picture, self._pictured = self.frame.pil, time.monotonic()
+        if self.frame is not self._pictured:
+            self.picture, self._pictured, self._since = self.frame.pil, self.frame, time.monotonic()
