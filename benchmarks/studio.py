@@ -38,6 +38,7 @@ spy(studio.player)
 studio
 """, "await studio.run()"]
 IN_TURNS = [BEGIN, "from benchmarks.studio import in_turns\nawait in_turns(settings, {pairs}, {steps})"]
+ON_ONE_CORE = ["import os\nos.sched_setaffinity(0, [min(os.sched_getaffinity(0))])", *IN_TURNS]  # before torch
 HEARD, PACES = "heard.jsonl", "paces.json"  # what the kernel tells us, in the notebook's folder
 NOW = "performance.timeOrigin + performance.now()"  # in a page: seconds since 1970, times a thousand
 WATCH = f"""() => {{
@@ -189,9 +190,10 @@ def measure(times: int, steps: int, pairs: int, each: int) -> dict[str, Any]:
         found["page"].append({"step": studio.step(), **weighs(page)})
         studio.press("Stop")
         studio.wait(lambda: studio.status().startswith("Stopped"), "the stop")
-    with opened(*(cell.format(pairs=pairs, steps=each) for cell in IN_TURNS)) as (folder, _, studio):
-        studio.wait((folder / PACES).exists, "the turns")
-        found["paces"] = json.loads((folder / PACES).read_text())
+    for name, cells in (("paces", IN_TURNS), ("paces on one core", ON_ONE_CORE)):
+        with opened(*(cell.format(pairs=pairs, steps=each) for cell in cells)) as (folder, _, studio):
+            studio.wait((folder / PACES).exists, "the turns")
+            found[name] = json.loads((folder / PACES).read_text())
     return found
 
 
@@ -202,11 +204,11 @@ def table(found: dict[str, Any]) -> str:
                         ("visible", "a weight until a picture that it had a part in")):  # fmt: skip
         middle, low, high = spread([1000 * each for each in found["answers"][name]])
         lines.append(f"| {label} | {middle:.0f} ms | {low:.0f} to {high:.0f} |")
-    paces = found["paces"]
-    for which, label in enumerate(("steps with the panel take longer by", "and work of the kernel's own by")):
-        pairs = zip(paces["with"], paces["without"], strict=True)
-        middle, low, high = spread([100 * (ours[which] / bare[which] - 1) for ours, bare in pairs])
-        lines.append(f"| {label} | {middle:.1f} % | {low:.1f} to {high:.1f} |")
+    for name, where in (("paces", "the browser on the same cores"), ("paces on one core", "on the other one")):
+        for which, label in enumerate(("steps with the panel take longer by", "and work of the kernel's own by")):
+            pairs = zip(found[name]["with"], found[name]["without"], strict=True)
+            middle, low, high = spread([100 * (ours[which] / bare[which] - 1) for ours, bare in pairs])
+            lines.append(f"| {label}, {where} | {middle:.1f} % | {low:.1f} to {high:.1f} |")
     for one in found["page"]:
         figures = f"{one['scripts']:.0f} MB of scripts' memory, {one['process']:.0f} MB in all"
         lines.append(f"| the page at step {one['step']} | {figures} | {one['nodes']:.0f} nodes |")
