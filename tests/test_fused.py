@@ -42,8 +42,12 @@ def test_kernels_are_exact_for_odd_sizes_and_several_pictures():
                    env={**os.environ, "TRITON_INTERPRET": "1"})  # fmt: skip
 
 
-def test_without_a_card_nothing_has_channels_last():
-    assert not decoder.takes_last(torch.device("cpu"), torch.bfloat16)
+@pytest.mark.parametrize("amx", [True, False])
+def test_without_a_card_only_amx_has_channels_last(monkeypatch, amx):
+    monkeypatch.setattr(decoder, "has", lambda *asked: amx and asked == ("amx_tile",))
+    monkeypatch.setattr(decoder, "takes_last", decoder.takes_last.__wrapped__)  # which remembers nothing
+    assert decoder.takes_last(torch.device("cpu"), torch.bfloat16) == amx
+    assert not decoder.takes_last(torch.device("cpu"), torch.float32)
     assert not decoder.takes_last(torch.device("cuda"), torch.float32)  # as on a T4; asks no card
 
 
@@ -76,6 +80,46 @@ def test_channels_that_are_last_stay_last_there_and_back(monkeypatch):
         (grad,) = torch.autograd.grad(y, x, torch.randn_like(y))
     assert (layouts.convolutions, layouts.noted) == (8, [])  # conv1, conv2, nin_shortcut, conv; each there and back
     assert all(each.is_contiguous(**last) for each in (y, grad))
+
+
+@pytest.mark.parametrize("shape", [(1, 32, 8, 8), (3, 64, 7, 5), (2, 96, 1, 4)], ids=str)
+def test_with_channels_last_a_processors_pair_is_exact_and_keeps_its_input_alone(monkeypatch, shape):
+    monkeypatch.setattr(decoder, "takes_last", lambda *_: True)
+    torch.manual_seed(0)
+    norm = nn.GroupNorm(32, shape[1], eps=1e-6).requires_grad_(False)
+    norm.weight.normal_(1)
+    norm.bias.normal_()
+    last = dict(memory_format=torch.channels_last)
+    x, grad = ((torch.randn(shape) * 2 + 1).to(**last) for _ in range(2))
+    x.requires_grad_()
+    exact = x.detach().double().requires_grad_()
+    theirs = F.silu(F.group_norm(exact, 32, norm.weight.double(), norm.bias.double(), 1e-6))
+    ours = decoder.norm_swish(x, norm)
+    expected, got = torch.autograd.grad(theirs, exact, grad.double())[0], torch.autograd.grad(ours, x, grad)[0]
+    for one, wanted in ((ours, theirs), (got, expected)):
+        assert (one - wanted).norm() <= 1e-5 * wanted.norm()
+        assert one.is_contiguous(**last)
+    small = 2 * 4 * (32 * shape[0] + shape[1])  # bytes: the groups' mean and spread, the norm's weights
+    assert kept(lambda: decoder.norm_swish(x, norm)) <= x.nbytes + small
+
+
+def test_in_bfloat16_the_pair_with_channels_last_is_as_good_as_torchs(monkeypatch):
+    torch.manual_seed(0)
+    norm = nn.GroupNorm(32, 64, eps=1e-6).requires_grad_(False).to(torch.bfloat16)
+    norm.weight.normal_(1)
+    x, grad = (torch.randn(1, 64, 64, 64) * 2 + 1 for _ in range(2))
+    exact = x.double().requires_grad_()
+    theirs = F.silu(F.group_norm(exact, 32, norm.weight.double(), norm.bias.double(), 1e-6))
+    (wanted,) = torch.autograd.grad(theirs, exact, grad.double())
+
+    def off(form, last):
+        monkeypatch.setattr(decoder, "takes_last", lambda *_: last)
+        leaf = x.to(torch.bfloat16, memory_format=form).requires_grad_()
+        y = decoder.norm_swish(leaf, norm)
+        (got,) = torch.autograd.grad(y, leaf, grad.to(torch.bfloat16, memory_format=form))
+        return ((got - wanted).norm() / wanted.norm()).item()
+
+    assert off(torch.channels_last, True) <= 1.2 * off(torch.contiguous_format, False)
 
 
 @pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last])

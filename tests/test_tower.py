@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vqclip.memory import kept
 from vqclip.perceptor import build_clip, openai_clip
-from vqclip.tower import AT_ONCE, Attention, QuickGELU, attend
+from vqclip.tower import AT_ONCE, Attention, Patches, QuickGELU, attend
 
 
 def drawn(*shape, seed=0, dtype=torch.bfloat16):
@@ -57,7 +57,7 @@ def test_it_keeps_queries_keys_and_values_only():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_the_activation_is_openais_and_keeps_what_goes_in(dtype):
+def test_the_activation_is_openais_and_keeps_no_more_than_went_in(dtype):
     x = (4 * drawn(5, 7, dtype=torch.float32).detach()).to(dtype).requires_grad_()
     exact = x.detach().double().requires_grad_()
     theirs, ours = openai_clip("model").QuickGELU()(exact), QuickGELU()(x)
@@ -68,6 +68,28 @@ def test_the_activation_is_openais_and_keeps_what_goes_in(dtype):
     torch.testing.assert_close(ours.double(), theirs, atol=size, rtol=size)
     torch.testing.assert_close(x.grad.double(), exact.grad, atol=size * 3, rtol=size)
     assert kept(lambda: QuickGELU()(x)) == x.nbytes
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_patches_are_embedded_as_by_a_convolution_and_nothing_is_kept(dtype):
+    torch.manual_seed(0)
+    theirs = nn.Conv2d(3, 20, 8, stride=8, bias=False).requires_grad_(False)
+    ours = Patches(3, 20, 8, stride=8, bias=False).requires_grad_(False)
+    ours.load_state_dict(theirs.state_dict())
+    lying = torch.rand(2, 16, 3, 24).transpose(1, 2)  # as cutouts do
+    pictures, exact = lying.clone().requires_grad_(), lying.double().requires_grad_()
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        found = ours(pictures)
+
+        assert kept(lambda: ours(pictures)) <= ours.weight.nbytes
+    wanted = F.conv2d(exact, theirs.weight.double(), stride=8)
+    assert found.dtype == dtype and found.shape == wanted.shape == (2, 20, 2, 3)
+    weight = torch.randn(wanted.shape)
+    (found.float() * weight).sum().backward()
+    (wanted * weight).sum().backward()
+    bound = 1e-6 if dtype == torch.float32 else 5e-3
+    for one, other in ((found, wanted), (pictures.grad, exact.grad)):
+        assert (one - other).norm() <= bound * other.norm()
 
 
 class Turned(TorchDispatchMode):

@@ -7,9 +7,11 @@ convolutions. These keep nothing: what went in would tell how to change the weig
 Where even that is too much, `decode` goes part by part, each of which keeps its input alone.
 
 On a graphics card with fast bfloat16 all has channels last, and the pairs are kernels of their own, see `fused.py`: on
-an H200 forward and backward of a step, 512x512 with 32 cutouts, as a graph took 20 ms so and 37 as torch has it. On
-processors channels last was tried and left: with AVX512-BF16, one thread, 64 channels of 128x128, a convolution there
-and back took 12 instead of 15 ms, and torch's own way back of the pair 21 instead of 3.
+an H200 forward and backward of a step, 512x512 with 32 cutouts, as a graph took 20 ms so and 37 as torch has it. A
+processor with AMX has channels last too. Its convolutions turn a picture around where they are not (128 channels of
+256x256, two threads: 61 ms, 28 with them last; some of what they handed back was turned around again, 24 ms), and the
+pair's way back, for which torch takes 61 ms so and 2.5 otherwise, is one of our own, of 8 ms. With AVX512-BF16 alone
+it was tried without that and left: a convolution there and back took 12 instead of 15 ms (64 channels of 128x128).
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ import torch
 import torch.nn.functional as F
 from taming.modules.diffusionmodules.model import ResnetBlock, Upsample
 from torch import Tensor, nn
+
+from .precision import has
 
 
 class _NormSwish(torch.autograd.Function):
@@ -67,12 +71,51 @@ class _FusedNormSwish(torch.autograd.Function):
         return fused.norm_swish_back(grad, x, sums, weight, bias, *ctx.how), None, None, None, None
 
 
+class _LastNormSwish(torch.autograd.Function):
+    """With channels last on a processor, where torch's own way back of the norm takes over twenty times as long."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, groups, eps):
+        y, mean, rstd = torch.native_group_norm(x, weight, bias, *_shape(x), groups, eps)
+        ctx.save_for_backward(x, weight, bias, mean, rstd)
+        ctx.how = groups, eps
+        return F.silu(y, inplace=True)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight, bias, mean, rstd = ctx.saved_tensors
+        groups, eps = ctx.how
+        B, C, H, W = x.shape
+        v = torch.native_group_norm(x, weight, bias, *_shape(x), groups, eps)[0]
+        dv = torch.ops.aten.silu_backward(grad.contiguous(memory_format=torch.channels_last), v)
+        # With n = (x - mean) * rstd and up = dv * weight, whose means in a group are `along` and, times n, `across`:
+        # dx = (up - along - n * across) * rstd, which is dv * scale + x * slope + level, each one for a channel.
+        mean, rstd = mean.float().view(B, groups), rstd.float().view(B, groups)
+        along, beside = ((weight * _over_pixels(each)).view(B, groups, -1).sum(2) * groups / (C * H * W)
+                         for each in (dv, dv * x))  # fmt: skip
+        across = (beside - mean * along) * rstd
+        scale = (weight.view(groups, -1) * rstd[..., None]).reshape(B, C, 1, 1).to(x)
+        slope = -across * rstd**2
+        slope, level = (each.repeat_interleave(C // groups, 1).view(B, C, 1, 1).to(x)
+                        for each in (slope, -along * rstd - slope * mean))  # fmt: skip
+        return torch.addcmul(torch.addcmul(level, x, slope), dv, scale), None, None, None, None
+
+
+def _over_pixels(x: Tensor) -> Tensor:
+    """The sum of each channel, in the order in which it lies in memory: (B, C, H, W) -> (B, C), float32."""
+    lines = x.permute(0, 2, 3, 1).sum(2)  # (B, H, C), rounded as x is
+    return lines.sum(1, dtype=torch.float32)
+
+
 @lru_cache
 def takes_last(device: torch.device, precision: torch.dtype) -> bool:
-    """Whether a decoder is faster with channels last there, which takes kernels that Triton can compile.
+    """Whether a decoder is faster with channels last there: in bfloat16, on a processor with AMX and on some cards.
 
-    They are for bfloat16 on cards that have it, as from Ampere on. Warns where they should run and do not.
+    It takes those that have bfloat16, as from Ampere on, and kernels that Triton can compile. Warns where they should
+    run and do not.
     """
+    if device.type == "cpu":
+        return precision == torch.bfloat16 and has("amx_tile")
     if device.type != "cuda" or precision != torch.bfloat16 or torch.cuda.get_device_capability(device) < (8, 0):
         return False
     if find_spec("triton") is None:
@@ -116,8 +159,10 @@ def _shape(x: Tensor) -> tuple[int, int, int]:
 
 def norm_swish(x: Tensor, norm: nn.GroupNorm) -> Tensor:
     """`silu(norm(x))` of (B, C, H, W), of which only x is kept for the way back; the norm's weights get no gradient."""
-    if x.is_cuda and x.is_contiguous(memory_format=torch.channels_last) and _fusible(norm):
-        if takes_last(x.device, x.dtype):
+    if x.is_contiguous(memory_format=torch.channels_last) and takes_last(x.device, x.dtype):
+        if not x.is_cuda:
+            return _LastNormSwish.apply(x, norm.weight, norm.bias, norm.num_groups, norm.eps)
+        if _fusible(norm):
             return _FusedNormSwish.apply(x, norm.weight, norm.bias, norm.num_groups, norm.eps)
     return _NormSwish.apply(x.contiguous(), norm.weight, norm.bias, norm.num_groups, norm.eps)
 

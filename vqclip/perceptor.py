@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from . import checkpoints
 from .ops import with_large_grad
-from .tower import Attention, QuickGELU, as_named, back_as_named
+from .tower import Attention, Patches, QuickGELU, as_named, back_as_named
 
 MEAN = 0.48145466, 0.4578275, 0.40821073  # of the pictures OpenAI trained on, red green blue
 STD = 0.26862954, 0.26130258, 0.27577711
@@ -239,6 +239,8 @@ def _blank(weights: dict[str, Tensor], path: Path) -> nn.Module:
             network = openai_clip("model").build_model(shapes).float()  # strict in names and shapes
             transformer = getattr(network.visual, "transformer", None)  # a ResNet has none
             if transformer is not None:
+                width, colours, size, _ = network.visual.conv1.weight.shape
+                network.visual.conv1 = Patches(colours, width, size, stride=size, bias=False)
                 transformer.register_forward_pre_hook(as_named)
                 transformer.register_forward_hook(back_as_named)
                 for block in transformer.resblocks:

@@ -53,12 +53,12 @@ def able(device: torch.device) -> Able:
         return Able("mps", "this Mac's graphics", torch.backends.mps.is_macos_or_newer(14, 0), True)
     # Processors take bfloat16 one way or another, but it pays only where they have it in hardware; float16 has no fast
     # path on most, and little range on all.
-    return Able(device.type, "the processor", True, False, "bfloat16" if _multiplies_bfloat16() else "float32")
+    return Able(device.type, "the processor", True, False, "bfloat16" if has("avx512_bf16", "amx_tile") else "float32")
 
 
-def _multiplies_bfloat16() -> bool:
-    """Whether the processor has instructions for it (AVX512-BF16 or AMX), as far as this torch can tell."""
-    asked = (getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile"))
+def has(*instructions: str) -> bool:
+    """Whether the processor has any of these, such as "avx512_bf16" and "amx_tile", as far as this torch can tell."""
+    asked = (getattr(torch.cpu, f"_is_{name}_supported", None) for name in instructions)
     return any(ask() for ask in asked if ask is not None)
 
 

@@ -101,7 +101,7 @@ class VQGAN(nn.Module):
 
     def _paint(self, z_q: Tensor) -> Tensor:
         h = self.post_quant_conv(z_q.to(self.post_quant_conv.weight.dtype))
-        if self.channels_last and h.is_cuda:
+        if self.channels_last and not h.is_meta:  # where it is only counted
             h = h.contiguous(memory_format=torch.channels_last)
         return (decoder.decode(self.decoder, h, again if self.sparing else None).to(z_q.dtype) + 1) / 2
 
