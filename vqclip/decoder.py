@@ -43,13 +43,41 @@ class _NormSwish(torch.autograd.Function):
     def backward(ctx, grad):
         x, weight, bias, mean, rstd = ctx.saved_tensors
         groups, eps = ctx.how
-        y = torch.native_group_norm(x, weight, bias, *_shape(x), groups, eps)[0]
         # As x lies in memory: torch's own way back reads whatever comes as if it did.
-        dy = torch.ops.aten.silu_backward(grad.contiguous(), y)
+        first = x.is_contiguous()
+        grad = grad.contiguous(memory_format=torch.contiguous_format if first else torch.channels_last)
+        y = torch.native_group_norm(x, weight, bias, *_shape(x), groups, eps)[0]
+        dy = torch.ops.aten.silu_backward.grad_input(grad, y, grad_input=y)  # in its place
+        if not first:
+            return _norm_back(dy, x, mean, rstd, weight, groups), None, None, None, None
         dx, _, _ = torch.ops.aten.native_group_norm_backward(
             dy, x, mean, rstd, weight, *_shape(x), groups, [True, False, False]
         )
         return dx, None, None, None, None
+
+
+def _norm_back(dy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, groups: int) -> Tensor:
+    """The way back of a norm with channels last, on a processor: torch's own takes over twenty times as long there.
+
+    With n = (x - mean) * rstd and up = dy * weight, whose means in a group are `along` and, times n, `across`, it is
+    (up - along - n * across) * rstd, which is dy * scale + x * slope + level, each one for a channel.
+    """
+    B, C, H, W = x.shape
+    dx = dy * x  # at first, for its sums
+    mean, rstd = mean.float().view(B, groups), rstd.float().view(B, groups)
+    along, beside = ((weight * _over_pixels(each)).view(B, groups, -1).mean(2) / (H * W) for each in (dy, dx))
+    across = (beside - mean * along) * rstd
+    slope = -across * rstd**2
+    level = -along * rstd - slope * mean
+    scale, slope, level = (each.repeat_interleave(C // groups, 1) for each in (rstd, slope, level))
+    scale, slope, level = (each.view(B, C, 1, 1).to(x) for each in (weight * scale, slope, level))
+    return torch.addcmul(level, x, slope, out=dx).addcmul_(dy, scale)
+
+
+def _over_pixels(x: Tensor) -> Tensor:
+    """The sum of each channel, in the order in which it lies in memory: (B, C, H, W) -> (B, C), float32."""
+    lines = x.permute(0, 2, 3, 1).sum(2)  # (B, H, C), rounded as x is
+    return lines.sum(1, dtype=torch.float32)
 
 
 class _FusedNormSwish(torch.autograd.Function):
@@ -69,44 +97,6 @@ class _FusedNormSwish(torch.autograd.Function):
         x, sums, weight, bias = ctx.saved_tensors
         grad = grad.contiguous(memory_format=torch.channels_last)
         return fused.norm_swish_back(grad, x, sums, weight, bias, *ctx.how), None, None, None, None
-
-
-class _LastNormSwish(torch.autograd.Function):
-    """With channels last on a processor, where torch's own way back of the norm takes over twenty times as long."""
-
-    @staticmethod
-    def forward(ctx, x, weight, bias, groups, eps):
-        y, mean, rstd = torch.native_group_norm(x, weight, bias, *_shape(x), groups, eps)
-        ctx.save_for_backward(x, weight, bias, mean, rstd)
-        ctx.how = groups, eps
-        return F.silu(y, inplace=True)
-
-    @staticmethod
-    def backward(ctx, grad):
-        x, weight, bias, mean, rstd = ctx.saved_tensors
-        groups, eps = ctx.how
-        B, C, H, W = x.shape
-        v = torch.native_group_norm(x, weight, bias, *_shape(x), groups, eps)[0]
-        grad = grad.contiguous(memory_format=torch.channels_last)
-        dv = torch.ops.aten.silu_backward.grad_input(grad, v, grad_input=v)  # in its place: two pictures at a time
-        dx = dv * x  # at first, for its sums
-        # With n = (x - mean) * rstd and up = dv * weight, whose means in a group are `along` and, times n, `across`:
-        # dx = (up - along - n * across) * rstd, which is dv * scale + x * slope + level, each one for a channel.
-        mean, rstd = mean.float().view(B, groups), rstd.float().view(B, groups)
-        along, beside = ((weight * _over_pixels(each)).view(B, groups, -1).sum(2) * groups / (C * H * W)
-                         for each in (dv, dx))  # fmt: skip
-        across = (beside - mean * along) * rstd
-        scale = (weight.view(groups, -1) * rstd[..., None]).reshape(B, C, 1, 1).to(x)
-        slope = -across * rstd**2
-        slope, level = (each.repeat_interleave(C // groups, 1).view(B, C, 1, 1).to(x)
-                        for each in (slope, -along * rstd - slope * mean))  # fmt: skip
-        return torch.addcmul(level, x, slope, out=dx).addcmul_(dv, scale), None, None, None, None
-
-
-def _over_pixels(x: Tensor) -> Tensor:
-    """The sum of each channel, in the order in which it lies in memory: (B, C, H, W) -> (B, C), float32."""
-    lines = x.permute(0, 2, 3, 1).sum(2)  # (B, H, C), rounded as x is
-    return lines.sum(1, dtype=torch.float32)
 
 
 @lru_cache
@@ -161,12 +151,11 @@ def _shape(x: Tensor) -> tuple[int, int, int]:
 
 def norm_swish(x: Tensor, norm: nn.GroupNorm) -> Tensor:
     """`silu(norm(x))` of (B, C, H, W), of which only x is kept for the way back; the norm's weights get no gradient."""
-    if x.is_contiguous(memory_format=torch.channels_last) and takes_last(x.device, x.dtype):
-        if not x.is_cuda:
-            return _LastNormSwish.apply(x, norm.weight, norm.bias, norm.num_groups, norm.eps)
-        if _fusible(norm):
-            return _FusedNormSwish.apply(x, norm.weight, norm.bias, norm.num_groups, norm.eps)
-    return _NormSwish.apply(x.contiguous(), norm.weight, norm.bias, norm.num_groups, norm.eps)
+    last = x.is_contiguous(memory_format=torch.channels_last) and takes_last(x.device, x.dtype)
+    if last and x.is_cuda and _fusible(norm):
+        return _FusedNormSwish.apply(x, norm.weight, norm.bias, norm.num_groups, norm.eps)
+    x = x if last and not x.is_cuda else x.contiguous()
+    return _NormSwish.apply(x, norm.weight, norm.bias, norm.num_groups, norm.eps)
 
 
 def _fusible(norm: nn.GroupNorm) -> bool:

@@ -35,7 +35,7 @@ class VQGAN(nn.Module):
     Attributes:
         sparing: whether `decode` keeps little for its way back and computes the rest again, for a third more of its
             time. The gradient is the same.
-        channels_last: whether the decoder has them, as graphics cards like it; see `paint_in`.
+        channels_last: whether the decoder has them, as graphics cards and AMX like it; see `paint_in`.
     """
 
     def __init__(self, ddconfig: dict, n_embed: int, embed_dim: int, gumbel: bool = False, patches: bool = False):
