@@ -11,31 +11,37 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vqclip.memory import kept
 from vqclip.perceptor import build_clip, openai_clip
-from vqclip.tower import AT_ONCE, Attention, Patches, QuickGELU, attend
+from vqclip.tower import AT_ONCE, Attention, Last, Norm, Patches, QuickGELU, attend
 
 
-def drawn(*shape, seed=0, dtype=torch.bfloat16):
-    return torch.randn(3, *shape, generator=torch.Generator().manual_seed(seed)).to(dtype).requires_grad_()
+def drawn(*shape, dtype=torch.bfloat16):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
 
 
-@pytest.mark.parametrize("shape", [(5, 3, 65, 64), (3, 12, 197, 64), (1, 1, 1, 8), (40, 12, 50, 16)])
+def exactly(qkv):
+    """What attention is: queries, keys and values (L, N, 3, heads, d) -> (L, N, heads * d)."""
+    mixed = F.scaled_dot_product_attention(*qkv.permute(2, 1, 3, 0, 4))
+    return mixed.permute(2, 0, 1, 3).flatten(2)
+
+
+@pytest.mark.parametrize("shape", [(65, 5, 3, 3, 64), (197, 3, 3, 12, 64), (1, 1, 3, 1, 8), (50, 40, 3, 12, 16)])
 def test_bfloat16_gives_what_float32_gives_and_its_gradients(shape):
     spelled = drawn(*shape)
     exact = spelled.detach().float().requires_grad_()
-    weight = torch.randn(shape, generator=torch.Generator().manual_seed(1))
-    wanted, found = F.scaled_dot_product_attention(*exact), attend(*spelled)
+    wanted, found = exactly(exact), attend(spelled)
+    weight = torch.randn(wanted.shape, generator=torch.Generator().manual_seed(1))
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found.float(), wanted, atol=0.03, rtol=0.03)
     (wanted * weight).sum().backward()
     (found * weight).sum().backward()
-    for a, b in zip(exact.grad, spelled.grad.float(), strict=True):
+    for a, b in zip(exact.grad.unbind(2), spelled.grad.float().unbind(2), strict=True):
         assert (a - b).norm() <= 0.02 * a.norm() + 1e-6
-    assert shape != (40, 12, 50, 16) or AT_ONCE // (12 * 50**2) < 40  # in pieces
+    assert shape != (50, 40, 3, 12, 16) or AT_ONCE // 50**2 < 40 * 12  # in pieces
 
 
 def test_float32_is_torchs_own():
-    q, k, v = drawn(2, 3, 9, 8, dtype=torch.float32)
-    assert torch.equal(attend(q, k, v), F.scaled_dot_product_attention(q, k, v))
+    qkv = drawn(9, 2, 3, 3, 8, dtype=torch.float32)
+    assert torch.equal(attend(qkv), exactly(qkv))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -51,9 +57,49 @@ def test_the_layer_has_the_weights_and_the_answer_of_torchs(dtype):
     torch.testing.assert_close(found, theirs(tokens, tokens, tokens, need_weights=False)[0], **bound)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_last_block_gives_the_first_token_of_openais_and_its_gradient(dtype):
+    torch.manual_seed(0)
+    block = openai_clip("model").ResidualAttentionBlock(96, 3).requires_grad_(False)
+    exact = copy.deepcopy(block)
+    theirs, block.attn = block.attn, Attention(96, 3).requires_grad_(False)
+    block.attn.load_state_dict(theirs.state_dict())
+    ours = Last(block)
+    assert ours.state_dict().keys() == exact.state_dict().keys()
+    tokens = torch.randn(17, 4, 96).to(dtype).requires_grad_()
+    named = tokens.detach().float().requires_grad_()
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        found = ours(tokens)
+    wanted, weight = exact(named)[:1], torch.randn(1, 4, 96)
+    (found * weight).sum().backward()
+    (wanted * weight).sum().backward()
+    bound = 1e-5 if dtype == torch.float32 else 0.02
+    for one, other in ((found, wanted), (tokens.grad, named.grad)):
+        assert one.shape == other.shape and (one - other).norm() <= bound * other.norm()
+
+
 def test_it_keeps_queries_keys_and_values_only():
-    q, k, v = (each.detach().clone().requires_grad_() for each in drawn(4, 12, 197, 64))
-    assert kept(lambda: attend(q, k, v)) == q.nbytes + k.nbytes + v.nbytes
+    qkv = drawn(197, 4, 3, 12, 64)
+    assert kept(lambda: attend(qkv)) == qkv.nbytes
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_norm_is_openais_and_keeps_no_copy_of_bfloat16(dtype):
+    torch.manual_seed(0)
+    theirs, ours = openai_clip("model").LayerNorm(48), Norm(48)
+    for weights in theirs.requires_grad_(False).parameters():
+        nn.init.normal_(weights)
+    ours.requires_grad_(False).load_state_dict(theirs.state_dict())
+    x = torch.randn(9, 5, 48).to(dtype).requires_grad_()
+    same = x.detach().clone().requires_grad_()
+    found, wanted = ours(x), theirs(same)
+    assert found.dtype == dtype
+    found.sum().backward()
+    wanted.sum().backward()
+    for one, other in ((found, wanted), (x.grad, same.grad)):
+        assert (one - other).norm() <= 1e-3 * other.norm()
+    statistics = 2 * 9 * 5 * 4
+    assert dtype != torch.bfloat16 or kept(lambda: ours(x), ours) == x.nbytes + statistics
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

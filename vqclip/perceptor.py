@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from . import checkpoints
 from .ops import with_large_grad
-from .tower import Attention, Patches, QuickGELU, as_named, back_as_named
+from .tower import Attention, Last, Norm, Patches, QuickGELU, as_named
 
 MEAN = 0.48145466, 0.4578275, 0.40821073  # of the pictures OpenAI trained on, red green blue
 STD = 0.26862954, 0.26130258, 0.27577711
@@ -237,16 +237,23 @@ def _blank(weights: dict[str, Tensor], path: Path) -> nn.Module:
         shapes = {key: value.to("meta") for key, value in _full(weights).items()}
         with torch.device("meta"):
             network = openai_clip("model").build_model(shapes).float()  # strict in names and shapes
-            transformer = getattr(network.visual, "transformer", None)  # a ResNet has none
-            if transformer is not None:
-                width, colours, size, _ = network.visual.conv1.weight.shape
-                network.visual.conv1 = Patches(colours, width, size, stride=size, bias=False)
-                transformer.register_forward_pre_hook(as_named)
-                transformer.register_forward_hook(back_as_named)
-                for block in transformer.resblocks:
-                    block.attn, block.mlp.gelu = Attention(block.attn.embed_dim, block.attn.num_heads), QuickGELU()
+            if hasattr(network.visual, "transformer"):  # a ResNet has none
+                _ours(network.visual)
             return network
     except (LookupError, RuntimeError, ValueError, ArithmeticError, AssertionError) as error:
         raise checkpoints.CheckpointError(
             f"{path} does not hold one of OpenAI's CLIP models ({' '.join(str(error).split())[:200]}): fetch it again"
         ) from error
+
+
+def _ours(tower: nn.Module) -> None:
+    """Put our own layers, see `tower.py`, where OpenAI's vision transformer has others of the same weights."""
+    width, colours, size, _ = tower.conv1.weight.shape
+    tower.conv1 = Patches(colours, width, size, stride=size, bias=False)
+    tower.ln_pre, tower.ln_post = Norm(width), Norm(width)
+    blocks = tower.transformer.resblocks
+    for block in blocks:
+        block.attn, block.mlp.gelu = Attention(width, block.attn.num_heads), QuickGELU()
+        block.ln_1, block.ln_2 = Norm(width), Norm(width)
+    blocks[-1] = Last(blocks[-1])
+    tower.transformer.register_forward_pre_hook(as_named)

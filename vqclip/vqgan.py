@@ -114,7 +114,7 @@ class VQGAN(nn.Module):
         picture would wait for kernels to be compiled.
         """
         self.precision = precision
-        self.decoder.to(precision)
+        decoder.join(self.decoder.to(precision))
         self.channels_last = self.patches is None and decoder.takes_last(self.codebook.device, precision)
         self.decoder.to(memory_format=torch.channels_last if self.channels_last else torch.contiguous_format)
         self.post_quant_conv.to(precision)
