@@ -107,6 +107,20 @@ def test_the_whole_picture_pooled():
     assert got.shape == (5, 3, 8, 8) and all(torch.equal(cut, got[0]) for cut in got)
 
 
+def test_crops_in_bfloat16_are_nearly_the_same_and_what_disturbs_them_is_done_in_float32():
+    image = picture(32, 48).requires_grad_()
+    for how in ("none", "updated"):
+        full, crisp = (Cutouts(16, 6, how=AUGMENTS[how], precision=dtype) for dtype in (torch.float32, torch.bfloat16))
+        draw = full.draw(32, 48)
+        assert draw.disturbs == (how != "none")
+        wanted, found = full(image, draw), crisp(image, draw)
+        assert found.dtype == (torch.float32 if draw.disturbs else torch.bfloat16)
+        assert 0 < (found - wanted).abs().max() < 0.02
+        exact, rounded = (torch.autograd.grad((cuts * wanted.detach()).sum(), image)[0] for cuts in (wanted, found))
+        assert rounded.dtype == torch.float32
+        assert torch.cosine_similarity(exact.flatten(), rounded.flatten(), dim=0) > 0.999
+
+
 # Draws
 
 

@@ -61,6 +61,11 @@ def test_bfloat16_is_nearly_the_same_step_and_float32_is_tamings(files):
         return next(vqclip.generate("desert", "vqgan", "vit", root=files, size=16, cutouts=2, device="cpu",
                                     precision=precision))  # fmt: skip
 
+    def cuts_in(precision):
+        judge = vqclip.load_clip("vit", precision=precision, root=files)
+        run = vqclip.generate("desert", "vqgan", judge, root=files, size=16, cutouts=2, device="cpu")
+        return run.losses["vit"][1].cutouts.precision
+
     single, brain_ = paint("float32"), paint("bfloat16")
     plain = vqclip.load_vqgan("vqgan", root=files)
     z_q = plain.embed(single.codes[None])
@@ -68,6 +73,7 @@ def test_bfloat16_is_nearly_the_same_step_and_float32_is_tamings(files):
     assert (single.image - theirs).abs().max() < 1e-5
     assert torch.equal(single.codes, brain_.codes)
     assert brain_.image.dtype == brain_.losses["vit"].dtype == full
+    assert [cuts_in(kind) for kind in (full, half, brain)] == [full, full, brain]
     assert 0 < (single.image - brain_.image).abs().mean() < 0.01
     assert 0 < abs(single.losses["vit"] - brain_.losses["vit"]) < 0.02
 

@@ -152,6 +152,11 @@ class Draw:
     def __len__(self) -> int:
         return len(self.boxes)
 
+    @property
+    def disturbs(self) -> bool:
+        """Whether anything is done to the crops."""
+        return any(getattr(self, field.name) is not None for field in fields(self) if field.name != "boxes")
+
     def __getitem__(self, part: slice) -> Draw:
         values = (getattr(self, field.name) for field in fields(self))
         return Draw(*(None if value is None else value[part] for value in values))
@@ -180,11 +185,14 @@ class Cutouts:
         pooled: take the whole picture N times instead of crops, to be told apart by augmentation alone.
         seed: of its two generators, which belong to nobody else.
         device: where the pictures will be.
+        precision: what crops are made in; they come in it where nothing disturbs them.
     """
 
     def __init__(self, size: int, n: int = 32, power: float = 1.0, how: Augment = AUGMENTS["none"],
-                 pooled: bool = False, seed: int = 0, device: str | torch.device = "cpu"):  # fmt: skip
+                 pooled: bool = False, seed: int = 0, device: str | torch.device = "cpu",
+                 precision: torch.dtype = torch.float32):  # fmt: skip
         self.size, self.n, self.power, self.how, self.pooled = size, n, power, how, pooled
+        self.precision = precision
         # Places and bends come from the CPU, so that every device draws the same; noise is made where it is used.
         self.generator = torch.Generator().manual_seed(seed)
         self.noise_generator = torch.Generator(device).manual_seed(seed)
@@ -214,7 +222,9 @@ class Cutouts:
         if self.pooled:
             cutouts = pool(image, self.size).expand(len(draw), -1, -1, -1)
         else:
-            cutouts = crop(image, draw.boxes, self.size)
+            cutouts = crop(image.to(self.precision), draw.boxes, self.size)
+            if draw.disturbs:
+                cutouts = cutouts.to(image.dtype)
         if draw.maps is not None:
             cutouts = _bend(cutouts, draw.maps, self.how.padding)
         if draw.tints is not None:

@@ -42,7 +42,9 @@ class _ClampWithGrad(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         (x,) = ctx.saved_tensors
-        return grad * (grad * (x - x.clamp(*ctx.bounds)) >= 0), None, None
+        outwards = x.clamp(*ctx.bounds).sub_(x).mul_(grad)  # above zero where the step would lead further out
+        # What would is taken away, without a mask: torch makes and applies one in three times as long.
+        return grad - torch.ops.aten.threshold_backward(grad, outwards, 0), None, None
 
 
 def clamp_with_grad(x: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:

@@ -135,7 +135,8 @@ class CLIP(nn.Module):
 
     def _look(self, cutouts: Tensor) -> Tensor:
         with self._autocast():
-            return self.network.encode_image((cutouts - self.mean) / self.std).float()
+            mean, std = self.mean.to(cutouts), self.std.to(cutouts)
+            return self.network.encode_image((cutouts - mean) / std).float()
 
     def _rows(self, texts: list[str], read: list[Tokens]) -> Tensor:
         """What the text tower takes: (P, 77), zeros behind the end."""
