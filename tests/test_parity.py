@@ -46,7 +46,7 @@ def models(tmp_path_factory):
         tiny.write_yaml(path.with_suffix(".yaml"), original)
         found[name, torch.float32] = original, vqclip.load_vqgan(path)
         double = tiny.vqgan(gumbel, f, seed=f, dtype=torch.float64)
-        found[name, torch.float64] = double, vqclip.load_vqgan(path).double()
+        found[name, torch.float64] = double, vqclip.load_vqgan(path).double().paint_in(torch.float64)
     for name, kind, seed in CLIPS:
         original, path = tiny.clip(kind, seed), folder / f"{name}.safetensors"
         tiny.write_clip_safetensors(path, original)

@@ -73,7 +73,7 @@ def test_bfloat16_is_nearly_the_same_step_and_float32_is_tamings(files):
     assert (single.image - theirs).abs().max() < 1e-5
     assert torch.equal(single.codes, brain_.codes)
     assert brain_.image.dtype == brain_.losses["vit"].dtype == full
-    assert [cuts_in(kind) for kind in (full, half, brain)] == [full, full, brain]
+    assert [cuts_in(kind) for kind in (full, half, brain)] == [None, None, brain]
     assert 0 < (single.image - brain_.image).abs().mean() < 0.01
     assert 0 < abs(single.losses["vit"] - brain_.losses["vit"]) < 0.02
 

@@ -185,12 +185,12 @@ class Cutouts:
         pooled: take the whole picture N times instead of crops, to be told apart by augmentation alone.
         seed: of its two generators, which belong to nobody else.
         device: where the pictures will be.
-        precision: what crops are made in; they come in it where nothing disturbs them.
+        precision: what crops are made in, and come in where nothing disturbs them; None takes the picture's.
     """
 
     def __init__(self, size: int, n: int = 32, power: float = 1.0, how: Augment = AUGMENTS["none"],
                  pooled: bool = False, seed: int = 0, device: str | torch.device = "cpu",
-                 precision: torch.dtype = torch.float32):  # fmt: skip
+                 precision: torch.dtype | None = None):  # fmt: skip
         self.size, self.n, self.power, self.how, self.pooled = size, n, power, how, pooled
         self.precision = precision
         # Places and bends come from the CPU, so that every device draws the same; noise is made where it is used.
@@ -222,7 +222,7 @@ class Cutouts:
         if self.pooled:
             cutouts = pool(image, self.size).expand(len(draw), -1, -1, -1)
         else:
-            cutouts = crop(image.to(self.precision), draw.boxes, self.size)
+            cutouts = crop(image.to(self.precision or image.dtype), draw.boxes, self.size)
             if draw.disturbs:
                 cutouts = cutouts.to(image.dtype)
         if draw.maps is not None:

@@ -191,7 +191,8 @@ def join(decoder: nn.Module) -> None:
     for level in decoder.up:
         if hasattr(level, "upsample") and level.upsample.with_conv:
             weight = level.upsample.conv.weight
-            sums = F.avg_pool2d(weight.float().flip(2, 3), 2, stride=1, padding=1, divisor_override=1)
+            exact = weight.to(torch.promote_types(weight.dtype, torch.float32))
+            sums = F.avg_pool2d(exact.flip(2, 3), 2, stride=1, padding=1, divisor_override=1)
             level.upsample.register_buffer("kernel", sums.transpose(0, 1).to(weight).contiguous(), persistent=False)
 
 

@@ -439,7 +439,7 @@ def _losses(judges: Sequence[Perceptor], settings: Settings, found: Mapping[str,
 
 def _prompt_loss(judge: Perceptor, settings: Settings, found: Mapping[str, Path], device: torch.device) -> PromptLoss:
     cutouts = Cutouts(judge.size, settings.cutouts, settings.cut_pow, _augment(settings),
-                      settings.cutter == "pooled", _seed(settings, judge.name), device, _crisp(judge))  # fmt: skip
+                      settings.cutter == "pooled", _seed(settings, judge.name), device, _rounded(judge))  # fmt: skip
     texts, pictures = _shares(settings)
     sources = (found.get(picture.text, picture.text) for picture in pictures)
     images = [load_image(source, area=math.prod(settings.size)).to(device) for source in sources]
@@ -453,9 +453,9 @@ def _shares(settings: Settings) -> tuple[Sequence[Prompt], Sequence[Prompt]]:
     return shares[: len(texts)], shares[len(texts) :]
 
 
-def _crisp(judge: Perceptor) -> torch.dtype:
-    """What a judge's cutouts are made in: bfloat16 if it rounds them to that, never float16, which has little range."""
-    return torch.bfloat16 if getattr(judge, "precision", None) == torch.bfloat16 else torch.float32
+def _rounded(judge: Perceptor) -> torch.dtype | None:
+    """What a judge's crops are made in: bfloat16 if it rounds them to that; not float16, which has too little range."""
+    return torch.bfloat16 if getattr(judge, "precision", None) == torch.bfloat16 else None
 
 
 def _augment(settings: Settings) -> Augment:
