@@ -5,6 +5,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -71,6 +72,7 @@ def test_channels_that_are_last_stay_last_there_and_back(monkeypatch):
     monkeypatch.setattr(decoder, "norm_swish", lambda x, norm: F.silu(norm(x)))  # which keeps them so on a processor
     block = ResnetBlock(in_channels=32, out_channels=64, temb_channels=0, dropout=0.0)
     level = Upsample(64, with_conv=True)
+    decoder.join(SimpleNamespace(up=[SimpleNamespace(upsample=level)]))
     last = dict(memory_format=torch.channels_last)
     for part in (block, level):
         part.requires_grad_(False).to(**last)

@@ -126,16 +126,17 @@ def takes_last(device: torch.device, precision: torch.dtype) -> bool:
         return False
 
 
-class _Convolve(torch.autograd.Function):
+class _Straight(torch.autograd.Function):
+    """A convolution `there` and the one that is its way `back`, of which neither keeps what goes in."""
+
     @staticmethod
-    def forward(ctx, x, conv):
-        ctx.conv = conv
-        return conv(x)
+    def forward(ctx, x, there, back):
+        ctx.back = back
+        return there(x)
 
     @staticmethod
     def backward(ctx, grad):
-        # What torch.nn.grad.conv2d_input gives, whose stand-in for x makes cuDNN turn grad to channels first and back.
-        return F.conv_transpose2d(grad, ctx.conv.weight, stride=ctx.conv.stride, padding=ctx.conv.padding), None
+        return ctx.back(grad), None, None
 
 
 def convolve(x: Tensor, conv: nn.Conv2d) -> Tensor:
@@ -143,7 +144,9 @@ def convolve(x: Tensor, conv: nn.Conv2d) -> Tensor:
 
     Its stride is 1, as everywhere in a decoder.
     """
-    return _Convolve.apply(x, conv)
+    # What torch.nn.grad.conv2d_input gives, whose stand-in for x makes cuDNN turn grad to channels first and back.
+    return _Straight.apply(x, conv, partial(F.conv_transpose2d, weight=conv.weight, stride=conv.stride,
+                                            padding=conv.padding))  # fmt: skip
 
 
 def _shape(x: Tensor) -> tuple[int, int, int]:
@@ -171,17 +174,6 @@ def resnet_block(block: ResnetBlock, x: Tensor) -> Tensor:
     return h + (x if block.in_channels == block.out_channels else convolve(x, block.nin_shortcut))
 
 
-class _Double(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, kernel, bias):
-        ctx.kernel = kernel
-        return F.conv_transpose2d(x, kernel, bias, stride=2, padding=1)
-
-    @staticmethod
-    def backward(ctx, grad):
-        return F.conv2d(grad, ctx.kernel, stride=2, padding=1), None, None
-
-
 def join(decoder: nn.Module) -> None:
     """Have `upsample` double pictures and convolve them in one, by the weights that taming's `Decoder` has now.
 
@@ -199,7 +191,8 @@ def join(decoder: nn.Module) -> None:
 def upsample(level: Upsample, x: Tensor) -> Tensor:
     """What taming's `Upsample` computes: (B, C, H, W) -> (B, C, 2H, 2W); where it was joined, in half the time."""
     if hasattr(level, "kernel"):
-        return _Double.apply(x, level.kernel, level.conv.bias)
+        how = dict(weight=level.kernel, stride=2, padding=1)
+        return _Straight.apply(x, partial(F.conv_transpose2d, bias=level.conv.bias, **how), partial(F.conv2d, **how))
     x = F.interpolate(x, scale_factor=2.0, mode="nearest")
     return convolve(x, level.conv) if level.with_conv else x
 

@@ -109,10 +109,9 @@ class VQGAN(nn.Module):
         """Have `decode` compute in float32 or bfloat16; returns itself. Codes, latents, encoder and picture stay.
 
         The decoder's weights are cast and joined (`decoder.join`) once and for all, so that the way back to float32 is
-        to load them again; weights that come later need it once more. Where
-        that pays on the device that they are on, they are given channels last too; `generate` sees to it for painters
-        that were moved. One that goes back patch by patch is left alone: the shipped one is small, and its first
-        picture would wait for kernels to be compiled.
+        to load them again; weights that come later need it once more. Where that pays on the device that they are on,
+        they are given channels last too; `generate` sees to it for painters that were moved. One that goes back patch
+        by patch is left alone: the shipped one is small, and its first picture would wait for kernels to be compiled.
         """
         self.precision = precision
         decoder.join(self.decoder.to(precision))
