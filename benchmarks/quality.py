@@ -1,8 +1,9 @@
-"""Whether the fast path paints as well as the plain one: `python -m benchmarks.quality`, half an hour on two cores.
+"""Whether the fast path paints as well as the plain one: `python -m benchmarks.quality`, forty minutes on two cores.
 
 Twenty prompts and three seeds on the embedded pair, each painted twice from the same codes with the same settings: by
-the plain loop in float32, and by ours as this device has it. Then ours goes on for as long as the plain loop took. What
-counts is how alike a judge in float32 finds the words and the picture, by cutouts that neither loop has seen.
+the plain loop in float32, and by ours as this device has it, which goes on for as long as the plain loop took. What
+counts is how alike a judge in float32 finds the words and the picture, by cutouts that neither loop has seen: after as
+many steps, and after as many seconds, at the end and on the way there.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import argparse
 import json
 import os
 import time
+from bisect import bisect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -32,72 +35,93 @@ SETTLED = 2  # standard errors: a mean difference of less is noise
 
 @dataclass(frozen=True)
 class Painted:
-    """A prompt and seed: how alike words and picture are at the end, and the seconds that it took.
+    """A prompt and seed: how alike words and picture were, each at the same marks.
 
     Attributes:
-        longer: how alike they are once ours has had as many seconds as the plain loop.
-        steps: that ours made by then.
+        marks: steps of the plain loop.
+        theirs, ours: how alike after as many steps.
+        longer: ours after as many seconds as the plain loop took for them.
+        steps: that ours had made by then.
+        their_seconds, our_seconds: of all steps to the last mark.
     """
 
     prompt: str
     seed: int
-    theirs: float
-    ours: float
-    longer: float
+    marks: list[int]
+    theirs: list[float]
+    ours: list[float]
+    longer: list[float]
+    steps: list[int]
     their_seconds: float
     our_seconds: float
-    steps: int
 
 
-def paint(models: Models, prompt: str, seed: int, size: int, cutouts: int, steps: int) -> Painted:
-    """Paint it both ways and judge the pictures."""
+def paint(models: Models, prompt: str, seed: int, size: int, cutouts: int, marks: Sequence[int]) -> Painted:
+    """Paint it both ways, judge the pictures at the marks, which rise."""
     judge, painter = models.judge(), models.painter()
     words = judge.encode_text([prompt])
 
     @torch.no_grad()
-    def alike(codes: torch.Tensor) -> float:
-        picture = painter.decode(painter.embed(codes.view(1, *codes.shape[-2:]))).clamp(0, 1)
-        fresh = Cutouts(judge.size, FRESH, seed=10_000 + seed)  # the same each time
-        return float((judge.encode_image(fresh(picture)) @ words.T).mean())
+    def alike(shown: list[torch.Tensor], at: Sequence[int]) -> list[float]:
+        found = []
+        for codes in (shown[step] for step in at):
+            picture = painter.decode(painter.embed(codes.view(1, *codes.shape[-2:]))).clamp(0, 1)
+            fresh = Cutouts(judge.size, FRESH, seed=10_000 + seed)  # the same each time
+            found.append(float((judge.encode_image(fresh(picture)) @ words.T).mean()))
+        return found
 
-    def clock() -> float:
-        settle(models.device)
-        return time.perf_counter()
-
-    iterate = models.reference(size, cutouts, {prompt: 1.0}, seed)
-    start = iterate().codes  # where both begin
-    iterate = models.reference(size, cutouts, {prompt: 1.0}, seed)
-    begun = clock()
-    for _ in range(steps + 1):  # the last one shows what all steps led to
-        made = iterate()
-    their_seconds = clock() - begun
+    begin = models.reference(size, cutouts, {prompt: 1.0}, seed)().codes  # where both do
+    plain = models.reference(size, cutouts, {prompt: 1.0}, seed)
+    theirs, their_seconds = followed(lambda: plain().codes, models.device, lambda done, _: done > marks[-1])
 
     run = models.run(size, cutouts, "auto", prompts={prompt: 1.0}, seed=seed)
     run.latent.vqgan.patches = None  # the decoder's own way back, as the plain loop has it
-    run.latent.z.data.copy_(run.latent.vqgan.embed(start))
-    begun = clock()
-    for _ in range(steps + 1):
-        frame = next(run)
-    our_seconds, ours, count = clock() - begun, alike(frame.codes), steps
-    while clock() - begun < their_seconds:
-        frame, count = next(run), count + 1
-    return Painted(prompt, seed, alike(made.codes), ours, alike(frame.codes), their_seconds, our_seconds, count)
+    run.latent.z.data.copy_(run.latent.vqgan.embed(begin))
+    ours, our_seconds = followed(lambda: next(run).codes, models.device,
+                                 lambda done, took: done > marks[-1] and took >= their_seconds[-1])  # fmt: skip
+    steps = [max(bisect(our_seconds, their_seconds[mark]) - 1, 0) for mark in marks]
+    return Painted(prompt, seed, list(marks), alike(theirs, marks), alike(ours, marks), alike(ours, steps), steps,
+                   their_seconds[marks[-1]], our_seconds[marks[-1]])  # fmt: skip
+
+
+def followed(
+    step: Callable[[], torch.Tensor], device: torch.device, enough: Callable[[int, float], bool]
+) -> tuple[list[torch.Tensor], list[float]]:
+    """The codes that each step shows, and the seconds from the start until they are there.
+
+    What step n shows is what n steps led to; the first shows the start.
+
+    Args:
+        enough: whether to end, by how many were made and the seconds that they took.
+    """
+    codes, seconds, begun = [], [], time.perf_counter()
+    while not codes or not enough(len(codes), seconds[-1]):
+        codes.append(step())
+        settle(device)
+        seconds.append(time.perf_counter() - begun)
+    return codes, seconds
 
 
 def table(found: list[Painted]) -> str:
-    """Markdown: each way's mean and spread, and the mean difference to the plain loop with its standard error."""
-    lines = ["| | similarity, mean | spread | against the plain loop | |", "|---|---|---|---|---|"]
-    names = {"theirs": "the plain loop", "ours": "ours, equal steps", "longer": "ours, equal seconds"}
-    for way, name in names.items():
-        values, apart = ([getattr(one, way) for one in found], [getattr(one, way) - one.theirs for one in found])
-        error = stdev(apart) / len(apart) ** 0.5
-        verdict = "" if way == "theirs" else "within noise" if abs(mean(apart)) <= SETTLED * error else (
-            "ahead" if mean(apart) > 0 else "behind")  # fmt: skip
-        against = "" if way == "theirs" else f"{mean(apart):+.4f} +- {error:.4f}"
-        lines.append(f"| {name} | {mean(values):.4f} | {stdev(values):.4f} | {against} | {verdict} |")
+    """Markdown: at each mark the plain loop's mean and spread, and what ours has more, with its standard error."""
+    lines = ["| steps of the plain loop | similarity, mean and spread | ours, as many steps | ours, as many seconds | "
+             "its steps |", "|---|---|---|---|---|"]  # fmt: skip
+    for at, mark in enumerate(found[0].marks):
+        theirs = [one.theirs[at] for one in found]
+        more = (against([getattr(one, way)[at] - one.theirs[at] for one in found]) for way in ("ours", "longer"))
+        steps = mean(one.steps[at] for one in found)
+        lines.append(f"| {mark} | {mean(theirs):.4f}, {stdev(theirs):.4f} | {' | '.join(more)} | {steps:.0f} |")
     ratio = sum(one.their_seconds for one in found) / sum(one.our_seconds for one in found)
     lines.append(f"\n{len(found)} pictures; at equal steps the plain loop took {ratio:.2f} times as long.")
     return "\n".join(lines)
+
+
+def against(apart: list[float]) -> str:
+    """A mean difference in words."""
+    error = stdev(apart) / len(apart) ** 0.5
+    noise = abs(mean(apart)) <= SETTLED * error
+    verdict = "within noise" if noise else "ahead" if mean(apart) > 0 else "behind"
+    return f"{mean(apart):+.4f} +- {error:.4f}, {verdict}"
 
 
 def main() -> None:
@@ -106,7 +130,7 @@ def main() -> None:
     ask.add_argument("--seeds", type=int, default=3)
     ask.add_argument("--size", type=int, default=128)
     ask.add_argument("--cutouts", type=int, default=16)
-    ask.add_argument("--steps", type=int, default=60)
+    ask.add_argument("--marks", type=int, nargs="+", default=[5, 10, 20, 40, 60], help="of the plain loop, in steps")
     ask.add_argument("--device", default="auto")
     ask.add_argument("--threads", type=int, default=int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count()))
     ask.add_argument("--results", type=Path, default=RESULTS)
@@ -116,13 +140,13 @@ def main() -> None:
     models, found = Models("embedded", device), []
     for prompt in [one["en"] for one in read_prompts()["tuning"]][: asked.prompts]:
         for seed in range(asked.seeds):
-            found.append(paint(models, prompt, seed, asked.size, asked.cutouts, asked.steps))
+            found.append(paint(models, prompt, seed, asked.size, asked.cutouts, sorted(asked.marks)))
             one = found[-1]
-            print(f"{one.theirs:.3f} {one.ours:.3f} {one.longer:.3f}  seed {seed}  {prompt}", flush=True)
+            print(f"{one.theirs[-1]:.3f} {one.ours[-1]:.3f} {one.longer[-1]:.3f}  seed {seed}  {prompt}", flush=True)
     print(table(found))
     asked.results.mkdir(parents=True, exist_ok=True)
     with atomic(asked.results / f"quality-{device.type}.json", "w") as file:
-        settings = {name: getattr(asked, name) for name in ("size", "cutouts", "steps")}
+        settings = {name: getattr(asked, name) for name in ("size", "cutouts", "marks")}
         json.dump({"machine": machine(device), "settings": settings, "pictures": [vars(one) for one in found]}, file,
                   indent=1)  # fmt: skip
 

@@ -54,10 +54,17 @@ def test_ours_and_theirs_are_the_same_loop():
 
 def test_both_ways_paint_from_the_same_codes_and_are_judged_alike(monkeypatch):
     monkeypatch.setattr(quality, "FRESH", 8)
-    none, some = (quality.paint(Models("embedded", CPU), "desert", 1, 32, 2, steps) for steps in (0, 2))
-    assert none.theirs == none.ours and some.steps >= 2 and some.ours == pytest.approx(some.theirs, abs=0.1)
-    told = quality.table([none, some])
-    assert "| the plain loop |" in told and "2 pictures" in told
+    some = [quality.paint(Models("embedded", CPU), "desert", seed, 32, 2, [0, 2]) for seed in (1, 2)]
+    for one in some:
+        assert one.theirs[0] == one.ours[0] and one.ours[1] == pytest.approx(one.theirs[1], abs=0.1)
+        assert one.ours[1] != one.ours[0] and one.steps[0] <= one.steps[1]
+    told = quality.table(some)
+    assert "\n| 0 | " in told and "+0.0000 +- 0.0000, within noise" in told and "2 pictures" in told
+
+
+def test_a_difference_is_noise_up_to_twice_its_standard_error():
+    assert [quality.against(apart).split(", ")[1] for apart in ([0.1, -0.1], [0.1, 0.2], [-0.1, -0.2])] == [
+        "within noise", "ahead", "behind"]  # fmt: skip
 
 
 def test_turns_alternate_and_the_first_ones_do_not_count():

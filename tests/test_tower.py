@@ -1,6 +1,8 @@
 """The parts of an image tower are torch's and OpenAI's own: in value, in gradient, in what they keep."""
 
 import copy
+from collections import OrderedDict
+from functools import partial
 
 import pytest
 import tiny
@@ -11,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vqclip.memory import kept
 from vqclip.perceptor import build_clip, openai_clip
-from vqclip.tower import AT_ONCE, Attention, Last, Norm, Patches, QuickGELU, attend
+from vqclip.tower import AT_ONCE, Attention, Last, Linear, Norm, Patches, QuickGELU, attend, steepen
 
 
 def drawn(*shape, dtype=torch.bfloat16):
@@ -24,7 +26,7 @@ def exactly(qkv):
     return mixed.permute(2, 0, 1, 3).flatten(2)
 
 
-@pytest.mark.parametrize("shape", [(65, 5, 3, 3, 64), (197, 3, 3, 12, 64), (1, 1, 3, 1, 8), (50, 40, 3, 12, 16)])
+@pytest.mark.parametrize("shape", [(65, 5, 3, 3, 64), (197, 3, 3, 12, 64), (1, 1, 3, 1, 8), (50, 40, 3, 12, 64)])
 def test_bfloat16_gives_what_float32_gives_and_its_gradients(shape):
     spelled = drawn(*shape)
     exact = spelled.detach().float().requires_grad_()
@@ -36,7 +38,7 @@ def test_bfloat16_gives_what_float32_gives_and_its_gradients(shape):
     (found * weight).sum().backward()
     for a, b in zip(exact.grad.unbind(2), spelled.grad.float().unbind(2), strict=True):
         assert (a - b).norm() <= 0.02 * a.norm() + 1e-6
-    assert shape != (50, 40, 3, 12, 16) or AT_ONCE // 50**2 < 40 * 12  # in pieces
+    assert shape != (50, 40, 3, 12, 64) or AT_ONCE // 50**2 < 40 * 12  # in pieces
 
 
 def test_float32_is_torchs_own():
@@ -78,9 +80,35 @@ def test_the_last_block_gives_the_first_token_of_openais_and_its_gradient(dtype)
         assert one.shape == other.shape and (one - other).norm() <= bound * other.norm()
 
 
-def test_it_keeps_queries_keys_and_values_only():
-    qkv = drawn(197, 4, 3, 12, 64)
-    assert kept(lambda: attend(qkv)) == qkv.nbytes
+def test_it_keeps_queries_keys_and_values_and_weights_that_are_few():
+    many, few = drawn(197, 4, 3, 12, 64), drawn(50, 4, 3, 12, 64)
+    assert kept(lambda: attend(many)) == many.nbytes
+    assert kept(lambda: attend(few)) == few.nbytes + 4 * 12 * 50 * 50 * 2 < 4 / 3 * few.nbytes
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_linear_layer_gives_what_torchs_gives_and_its_gradient(dtype):
+    """Bit for bit; and nothing is kept of what went in."""
+    torch.manual_seed(0)
+    ours = Linear(96, 192).to(dtype).requires_grad_(False)
+    x, weight = drawn(9, 4, 96, dtype=torch.float32), torch.randn(9, 4, 192).to(dtype)
+    gradients = []
+    for layer in (ours, partial(F.linear, weight=ours.weight, bias=ours.bias)):
+        found = layer(x.to(dtype))
+        gradients.append((found, *torch.autograd.grad(found, x, weight)))
+    for mine, theirs in zip(*gradients, strict=True):
+        assert torch.equal(mine, theirs)
+    assert kept(lambda: ours(x.detach().to(dtype).requires_grad_()), ours) == 0
+
+
+def test_a_silu_between_steepened_layers_is_openais_activation():
+    torch.manual_seed(0)
+    layers = {"c_fc": Linear(24, 96), "gelu": QuickGELU(), "c_proj": Linear(96, 24)}
+    mlp, x = nn.Sequential(OrderedDict(layers)), torch.randn(5, 24)
+    wanted = mlp(x)
+    steepen(mlp)
+    assert isinstance(mlp.gelu, nn.SiLU)
+    torch.testing.assert_close(mlp(x), wanted, atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

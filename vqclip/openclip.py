@@ -87,6 +87,9 @@ class OpenCLIP(CLIP):
     def _rows(self, texts: list[str], read: list[Tokens]) -> Tensor:
         return self.tokenizer(texts)
 
+    def _embed(self, pictures: Tensor) -> Tensor:
+        return self.network.encode_image(pictures)
+
 
 def load_open_clip(source: str, precision: torch.dtype = torch.float32, root: str | Path = ".") -> OpenCLIP:
     """Load a model of open_clip as a perceptor, on the CPU; see the top of this file for what `source` may be.

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from . import checkpoints
 from .ops import with_large_grad
-from .tower import Attention, Last, Norm, Patches, QuickGELU, as_named
+from .tower import Attention, Last, Linear, Norm, Patches, QuickGELU, as_named, steepen
 
 MEAN = 0.48145466, 0.4578275, 0.40821073  # of the pictures OpenAI trained on, red green blue
 STD = 0.26862954, 0.26130258, 0.27577711
@@ -136,7 +136,10 @@ class CLIP(nn.Module):
     def _look(self, cutouts: Tensor) -> Tensor:
         with self._autocast():
             mean, std = self.mean.to(cutouts), self.std.to(cutouts)
-            return self.network.encode_image((cutouts - mean) / std).float()
+            return self._embed((cutouts - mean) / std).float()
+
+    def _embed(self, pictures: Tensor) -> Tensor:
+        return self.network.visual(pictures)  # OpenAI's `encode_image` would bring them to float32 before
 
     def _rows(self, texts: list[str], read: list[Tokens]) -> Tensor:
         """What the text tower takes: (P, 77), zeros behind the end."""
@@ -213,6 +216,9 @@ def _cast_once(tower: nn.Module, precision: torch.dtype) -> None:
 
     Norms stay, and the first convolution, whose format OpenAI's network takes for that of both towers.
     """
+    if precision != torch.float32 and hasattr(tower, "transformer"):
+        for block in tower.transformer.resblocks:
+            steepen(block.mlp)
     for part in tower.modules():
         if part is not tower.conv1 and isinstance(part, (nn.Conv2d, nn.Linear, nn.MultiheadAttention)):
             for weights in part.parameters():  # an attention's own projections and, again, those of its parts
@@ -255,6 +261,7 @@ def _ours(tower: nn.Module) -> None:
     blocks = tower.transformer.resblocks
     for block in blocks:
         block.attn, block.mlp.gelu = Attention(width, block.attn.num_heads), QuickGELU()
+        block.mlp.c_fc, block.mlp.c_proj = Linear(width, 4 * width), Linear(4 * width, width)
         block.ln_1, block.ln_2 = Norm(width), Norm(width)
     blocks[-1] = Last(blocks[-1])
     tower.transformer.register_forward_pre_hook(as_named)
