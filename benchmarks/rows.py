@@ -6,11 +6,12 @@ A function takes a `Bench` and returns a `Figure`. To add a row, write one and p
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
+from unittest.mock import patch
 
 import imageio.v2 as imageio
 import numpy as np
@@ -18,6 +19,7 @@ import torch
 from PIL import Image
 
 import vqclip
+import vqclip.run as loop
 from vqclip.video import BATCH_PIXELS, _encoding
 
 from . import measure
@@ -284,26 +286,44 @@ def decoding(bench: Bench, size: int) -> Figure:
 def overhead(bench: Bench) -> Figure:
     """A recorded step with its picture for people against the arithmetic of a step alone, in per cent more.
 
-    Both replay it on a graphics card, or what a graph spares would hide what keeping costs.
+    On a processor both are taken of the same steps, as it may change its pace from one to the next by more than this
+    is. On a graphics card, where whoever asks for the time waits, they take turns, and both replay what they recorded,
+    or what a graph spares would hide what keeping costs.
     """
     size, cutouts = bench.pick(512, 32), bench.pick(32, 4)
     bare, recorded = (bench.models.run(size, cutouts, "auto") for _ in range(2))
     with tempfile.TemporaryDirectory() as home:
         frames = vqclip.Session.create(home, recorded).record(recorded)
-        warmed(bare)
-        warmed(recorded, by=frames)
+        if recorded.replay is None:
+            pairs = within(lambda: next(frames).pil, bench)
+        else:
+            warmed(bare)
+            warmed(recorded, by=frames)
 
-        def arithmetic() -> None:
-            bare.optimizer.zero_grad(set_to_none=True)
-            if bare.replay is None or bare.replay([bare]) is None:
-                image = bare.latent()
-                sum(weight * loss(image) for weight, loss in bare.losses.values()).backward()
-            bare.optimizer.step()
-            bare.latent.project_()
+            def arithmetic() -> None:
+                bare.optimizer.zero_grad(set_to_none=True)
+                bare.replay([bare])
+                bare.optimizer.step()
+                bare.latent.project_()
 
-        pairs = in_turns(lambda: next(frames).pil, arithmetic, bench.pairs, bench.device)
+            pairs = in_turns(lambda: next(frames).pil, arithmetic, bench.pairs, bench.device)
         frames.close()
     return Figure(*spread([100 * (ratio - 1) for ratio in pairs.ratios()]), vars(pairs))
+
+
+def within(step: Callable[[], object], bench: Bench) -> Pairs:
+    """Steps, and of each the part that paints, judges and goes back; the first does not count."""
+    parts: list[tuple[float, float]] = []
+
+    def arithmetic(runs: Sequence[vqclip.Run]) -> Any:
+        made = []
+        parts.append(measure.timed(lambda: made.append(anew(runs)), bench.device))
+        return made[0]
+
+    anew = loop._anew
+    with patch.object(loop, "_anew", arithmetic):
+        whole = [measure.timed(step, bench.device) for _ in range(bench.pairs + 1)]
+    return Pairs(*([one[i] for one in some[1:]] for i in (0, 1) for some in (whole, parts)))
 
 
 REFERENCE = "the plain loop (reference.py), float32, crop by crop"

@@ -99,6 +99,10 @@ def test_a_linear_layer_gives_what_torchs_gives_and_its_gradient(dtype):
     for mine, theirs in zip(*gradients, strict=True):
         assert torch.equal(mine, theirs)
     assert kept(lambda: ours(x.detach().to(dtype).requires_grad_()), ours) == 0
+    ours(x.to(dtype)).backward(weight)
+    assert ours.weight.grad is None
+    ours.requires_grad_()(x.to(dtype)).backward(weight)
+    assert ours.weight.grad.norm() > 0 and ours.bias.grad.norm() > 0
 
 
 def test_a_silu_between_steepened_layers_is_openais_activation():

@@ -82,9 +82,9 @@ class _Linear(torch.autograd.Function):
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """`F.linear`, (..., in) -> (..., out), without the pass that torch takes for a bias of bfloat16 on a processor.
 
-    Weights and bias get no gradient there.
+    Weights that are trained go torch's way.
     """
-    if weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and _FUSES:
+    if weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and not weight.requires_grad and _FUSES:
         return _Linear.apply(x.to(weight.dtype), weight, bias)
     return F.linear(x, weight, bias)
 
