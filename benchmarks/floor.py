@@ -7,11 +7,13 @@ matrices in the format of each network, and copies. Crops, norms and activations
 
 from __future__ import annotations
 
+import math
 from statistics import median
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from vqclip import tower
 from vqclip.memory import needed
 from vqclip.run import Run
 
@@ -22,10 +24,17 @@ COPIED = {"cpu": 2**28, "cuda": 2**31}  # bytes: more than any cache holds
 TRIES = 5
 
 
+def _of_linear(x: tuple[int, ...], weight: tuple[int, ...], *_: object, **__: object) -> int:
+    return 2 * math.prod(x) * weight[0]
+
+
+BESIDES = {torch.ops.mkldnn._linear_pointwise: _of_linear} if tower.FUSES else {}  # which torch does not count
+
+
 def operations(run: Run) -> dict[str, int]:
     """Floating-point operations of the products in a step, there and back: of the "painter" and of the "judges"."""
     latent = run.latent
-    with FlopCounterMode(display=False) as counted:
+    with FlopCounterMode(display=False, custom_mapping=BESIDES) as counted:
         image = latent()
         painted = counted.get_total_flops()
         leaf = image.detach().requires_grad_()

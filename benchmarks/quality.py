@@ -1,9 +1,9 @@
 """Whether the fast path paints as well as the plain one: `python -m benchmarks.quality`, forty minutes on two cores.
 
 Twenty prompts and three seeds on the embedded pair, each painted twice from the same codes with the same settings: by
-the plain loop in float32, and by ours as this device has it, which goes on for as long as the plain loop took. What
-counts is how alike a judge in float32 finds the words and the picture, by cutouts that neither loop has seen: after as
-many steps, and after as many seconds, at the end and on the way there.
+the plain loop in float32, and by ours as this device has it, but with the decoder's own way back, which goes on for as
+long as the plain loop took. What counts is how alike a judge in float32 finds the words and the picture, by cutouts
+that neither loop has seen: after as many steps, and after as many seconds, at the end and on the way there.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class Painted:
     Attributes:
         marks: steps of the plain loop.
         theirs, ours: how alike after as many steps.
-        longer: ours after as many seconds as the plain loop took for them.
-        steps: that ours had made by then.
+        longer: what ours had to show at the time when the plain loop had that to show.
+        steps: that had led to it.
         their_seconds, our_seconds: of all steps to the last mark.
     """
 
@@ -79,9 +79,14 @@ def paint(models: Models, prompt: str, seed: int, size: int, cutouts: int, marks
     run.latent.z.data.copy_(run.latent.vqgan.embed(begin))
     ours, our_seconds = followed(lambda: next(run).codes, models.device,
                                  lambda done, took: done > marks[-1] and took >= their_seconds[-1])  # fmt: skip
-    steps = [max(bisect(our_seconds, their_seconds[mark]) - 1, 0) for mark in marks]
+    steps = [shown(our_seconds, their_seconds[mark]) for mark in marks]
     return Painted(prompt, seed, list(marks), alike(theirs, marks), alike(ours, marks), alike(ours, steps), steps,
                    their_seconds[marks[-1]], our_seconds[marks[-1]])  # fmt: skip
+
+
+def shown(seconds: Sequence[float], at: float) -> int:
+    """Which of things that came at these seconds, in order, is the last at a time; the first, where none is there."""
+    return max(bisect(seconds, at) - 1, 0)
 
 
 def followed(
@@ -103,16 +108,22 @@ def followed(
 
 
 def table(found: list[Painted]) -> str:
-    """Markdown: at each mark the plain loop's mean and spread, and what ours has more, with its standard error."""
+    """Markdown: at each mark the plain loop's mean and spread, and what ours has more, with its standard error.
+
+    Seeds of a prompt are one figure: they have much in common.
+    """
+    prompts = list(dict.fromkeys(one.prompt for one in found))
     lines = ["| steps of the plain loop | similarity, mean and spread | ours, as many steps | ours, as many seconds | "
              "its steps |", "|---|---|---|---|---|"]  # fmt: skip
     for at, mark in enumerate(found[0].marks):
         theirs = [one.theirs[at] for one in found]
-        more = (against([getattr(one, way)[at] - one.theirs[at] for one in found]) for way in ("ours", "longer"))
+        more = (against([mean(getattr(one, way)[at] - one.theirs[at] for one in found if one.prompt == prompt)
+                         for prompt in prompts]) for way in ("ours", "longer"))  # fmt: skip
         steps = mean(one.steps[at] for one in found)
         lines.append(f"| {mark} | {mean(theirs):.4f}, {stdev(theirs):.4f} | {' | '.join(more)} | {steps:.0f} |")
     ratio = sum(one.their_seconds for one in found) / sum(one.our_seconds for one in found)
-    lines.append(f"\n{len(found)} pictures; at equal steps the plain loop took {ratio:.2f} times as long.")
+    lines.append(f"\n{len(found)} pictures of {len(prompts)} prompts; at equal steps the plain loop took {ratio:.2f} "
+                 "times as long.")  # fmt: skip
     return "\n".join(lines)
 
 
@@ -143,12 +154,12 @@ def main() -> None:
             found.append(paint(models, prompt, seed, asked.size, asked.cutouts, sorted(asked.marks)))
             one = found[-1]
             print(f"{one.theirs[-1]:.3f} {one.ours[-1]:.3f} {one.longer[-1]:.3f}  seed {seed}  {prompt}", flush=True)
-    print(table(found))
     asked.results.mkdir(parents=True, exist_ok=True)
     with atomic(asked.results / f"quality-{device.type}.json", "w") as file:
         settings = {name: getattr(asked, name) for name in ("size", "cutouts", "marks")}
         json.dump({"machine": machine(device), "settings": settings, "pictures": [vars(one) for one in found]}, file,
                   indent=1)  # fmt: skip
+    print(table(found))
 
 
 if __name__ == "__main__":

@@ -287,22 +287,22 @@ def overhead(bench: Bench) -> Figure:
     """A recorded step with its picture for people against the arithmetic of a step alone, in per cent more.
 
     On a processor both are taken of the same steps, as it may change its pace from one to the next by more than this
-    is. On a graphics card, where whoever asks for the time waits, they take turns, and both replay what they recorded,
-    or what a graph spares would hide what keeping costs.
+    is; the latent's own step counts as overhead there. On a graphics card, which would have to be waited for, they take
+    turns, and both replay what they recorded, or what a graph spares would hide what keeping costs.
     """
     size, cutouts = bench.pick(512, 32), bench.pick(32, 4)
-    bare, recorded = (bench.models.run(size, cutouts, "auto") for _ in range(2))
+    recorded = bench.models.run(size, cutouts, "auto")
     with tempfile.TemporaryDirectory() as home:
         frames = vqclip.Session.create(home, recorded).record(recorded)
         if recorded.replay is None:
             pairs = within(lambda: next(frames).pil, bench)
         else:
-            warmed(bare)
+            bare = warmed(bench.models.run(size, cutouts, "auto"))
             warmed(recorded, by=frames)
 
             def arithmetic() -> None:
                 bare.optimizer.zero_grad(set_to_none=True)
-                bare.replay([bare])
+                assert bare.replay([bare]) is not None, bare.replay.off
                 bare.optimizer.step()
                 bare.latent.project_()
 

@@ -139,7 +139,9 @@ class CLIP(nn.Module):
             return self._embed((cutouts - mean) / std).float()
 
     def _embed(self, pictures: Tensor) -> Tensor:
-        return self.network.visual(pictures)  # OpenAI's `encode_image` would bring them to float32 before
+        # OpenAI's `encode_image` brings pictures to float32, which for sixteen bits is there and back for nothing.
+        tower = self.network.encode_image if self.precision == torch.float32 else self.network.visual
+        return tower(pictures)
 
     def _rows(self, texts: list[str], read: list[Tokens]) -> Tensor:
         """What the text tower takes: (P, 77), zeros behind the end."""
@@ -203,7 +205,8 @@ def build_clip(weights: dict[str, Tensor], name: str, precision: torch.dtype = t
     """
     network = _blank(weights, path)
     vocabulary = weights.get("vocab")
-    weights = _full({key: value.float() if value.is_floating_point() else value for key, value in weights.items()})
+    weights = {key: value.detach() for key, value in _full(weights).items()}  # which are not to be changed
+    weights = {key: value.float() if value.is_floating_point() else value for key, value in weights.items()}
     network.load_state_dict(weights, assign=True)
     for block in network.transformer.resblocks:
         block.attn_mask = network.build_attention_mask()  # in no state dict, so without values until now
@@ -214,7 +217,8 @@ def build_clip(weights: dict[str, Tensor], name: str, precision: torch.dtype = t
 def _cast_once(tower: nn.Module, precision: torch.dtype) -> None:
     """Bring an image tower's products to what they compute in, once, where autocast would at every call.
 
-    Norms stay, and the first convolution, whose format OpenAI's network takes for that of both towers.
+    In sixteen bits they take an activation's factor, see `tower.steepen`. Norms stay, and the first convolution, whose
+    format OpenAI's network takes for that of both towers.
     """
     if precision != torch.float32 and hasattr(tower, "transformer"):
         for block in tower.transformer.resblocks:

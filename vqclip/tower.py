@@ -3,14 +3,14 @@
 Attention is spelled out on a processor in bfloat16. There torch's fused kernel took three to four times as long, there
 and back, as its products one by one (one thread of AVX512-BF16: 32 pictures of 50 tokens and 12 heads 71 to 17 ms, 16
 of 197 tokens 150 to 69, 8 of 257 tokens and 16 heads 158 to 72). In float32, and on graphics cards, the fused ones are
-best and stay. Few tokens' weights are kept for the way back: softmax takes three times as long as a product there.
+best and stay. What few tokens weigh is kept for the way back: a softmax takes three times as long as a product.
 
 QuickGELU is one function that keeps 1.702 x, where its formula keeps x and a sigmoid; 16 pictures of 50 tokens,
 four times 768 wide, there and back: 21 to 5 ms in float32, 5.5 to 4.7 in bfloat16. In sixteen bits the layers about it
 hold the 1.702, and it is a SiLU.
 
-A bias of bfloat16 is added by the product itself on a processor, where torch takes a pass for it; the
-product of 64 pictures' tokens that widens them, with AMX: 8.0 to 7.4 ms.
+On a processor a product in bfloat16 adds its bias itself, for which torch takes a pass; with AMX, where it makes 64
+pictures' tokens four times as wide, 8.0 to 7.4 ms.
 
 A picture's patches are embedded by one product. The way back through a convolution, as it is written there, takes many
 times as long: for 64 pictures 224 wide, patches of 32, in bfloat16 with AMX 400 ms for 10.
@@ -33,7 +33,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 STEEP = 1.702
-_FUSES = hasattr(torch.ops.mkldnn, "_linear_pointwise")  # what torch.compile has for it
+# Whether products add a bias themselves here, by what torch has for `torch.compile`.
+FUSES = hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 AT_ONCE = 2**20  # weights at a time: two MB, of which there are a few, more or less in a core's cache
 
 
@@ -60,7 +61,11 @@ class QuickGELU(nn.Module):
 
 
 def steepen(mlp: nn.Sequential) -> None:
-    """Have the layers about a QuickGELU hold its 1.702, so that what is left between them is torch's SiLU."""
+    """Have the layers about a QuickGELU hold its 1.702, so that what is left between them is torch's SiLU.
+
+    Their weights are then no longer OpenAI's. It is done once, before they are rounded.
+    """
+    assert isinstance(mlp.gelu, QuickGELU), "1.702 is in these weights already"
     mlp.c_fc.weight.data, mlp.c_fc.bias.data = mlp.c_fc.weight.data * STEEP, mlp.c_fc.bias.data * STEEP
     mlp.c_proj.weight.data = mlp.c_proj.weight.data / STEEP
     mlp.gelu = nn.SiLU()
@@ -84,7 +89,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
     Weights that are trained go torch's way.
     """
-    if weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and not weight.requires_grad and _FUSES:
+    trained = weight.requires_grad or bias.requires_grad
+    if weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and FUSES and not trained:
         return _Linear.apply(x.to(weight.dtype), weight, bias)
     return F.linear(x, weight, bias)
 
@@ -182,25 +188,26 @@ class _Spelled(torch.autograd.Function):
     def forward(ctx, qkv: Tensor) -> Tensor:
         L, N, _, heads, d = qkv.shape
         qkv = qkv.permute(2, 1, 3, 0, 4).clone(memory_format=torch.contiguous_format).flatten(1, 2)
-        mixed, weighed = qkv.new_empty(L, N * heads, d), []
+        mixed, kept = qkv.new_empty(L, N * heads, d), []
+        few = 2 * L <= 3 * d  # their L * L at most half of 3 * L * d
         for (q, k, v), out in _pieces(qkv, mixed.transpose(0, 1)):
             weights = _weights(q, k)
             out.copy_(weights @ v)
-            if 2 * L <= 3 * d:
-                weighed.append(weights)
-        ctx.save_for_backward(qkv, *weighed)
+            if few and ctx.needs_input_grad[0]:
+                kept.append(weights)
+        ctx.save_for_backward(qkv, *kept)
         ctx.heads = heads
         return mixed.view(L, N, heads * d)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> Tensor:
-        qkv, *weighed = ctx.saved_tensors
+        qkv, *kept = ctx.saved_tensors
         _, rows, L, d = qkv.shape
         way = torch.empty_like(qkv)
         grad = grad.reshape(L, rows, d).transpose(0, 1)
         for number, ((q, k, v), (dq, dk, dv), g) in enumerate(_pieces(qkv, way, grad)):
-            weights, g = weighed[number] if weighed else _weights(q, k), g.contiguous()
+            weights, g = kept[number] if kept else _weights(q, k), g.contiguous()
             torch.bmm(weights.mT, g, out=dv)
             up = torch.ops.aten._softmax_backward_data(g @ v.mT, weights, -1, q.dtype)
             _product(up, k, d**-0.5, dq)
