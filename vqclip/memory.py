@@ -4,9 +4,10 @@ The need is counted, not guessed: the networks of a run go through one step on t
 shapes and no values, while autograd tells what it would keep for the way back. That takes a moment and no memory, and
 holds for every architecture. What autograd does not know of, gradients on their way and copies that kernels make, is
 an allowance, fitted to peaks that were measured on a CPU with a full-size pair (imagenet_f16_16384, ViT-B/32) and one
-thread, at 128x128 and 256x256 with 32 cutouts, 256x256 and 384x384 with 8: .92 to 1.00 of what is said in float32, .85
-to .99 in bfloat16; with a painter that keeps little .84 at 512x512. Graphics cards were not measured; there, libraries
-take some hundred MB besides.
+thread, at 128x128 and 256x256 with 32 cutouts, 256x256 and 384x384 with 8: .92 to 1.00 of what is said in float32; with
+a painter that keeps little .84 at 512x512. In bfloat16, on a processor with AMX, a step takes .99 at 512x512 with 32
+cutouts, 1.14 at 384x384 with 8, 1.1 to 1.6 at 256x256: some 200 MB more that were freed in pieces and lie there. On a
+graphics card less than .8 of it was measured, and .8 GiB of the driver's besides.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ PAINTER, JUDGES = 1.65, 1.75  # what each takes at its height, as a multiple of 
 # A painter whose gradients go back patch by patch keeps nothing, and has this share of it at one time while it paints:
 # on the shipped one at 512x512 .74 in float32 and .56 in bfloat16 (486 and 182 MB), at 256x256 .9 in bfloat16 (55 MB).
 FORWARD = 0.8
-SIXTEEN = 0.36  # of a judge's memory in sixteen bits: norms and the picture stay in float32; fitted as above
+SIXTEEN = 0.5  # of a judge's memory in sixteen bits, by what ViT-B/32 keeps; larger ones keep .37 to .4
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt, as malloc.h has them
 _EVERYTHING = 2**31 - 1  # bytes, as much as it takes
