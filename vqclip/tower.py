@@ -188,13 +188,11 @@ class _Spelled(torch.autograd.Function):
     def forward(ctx, qkv: Tensor) -> Tensor:
         L, N, _, heads, d = qkv.shape
         qkv = qkv.permute(2, 1, 3, 0, 4).clone(memory_format=torch.contiguous_format).flatten(1, 2)
-        mixed, kept = qkv.new_empty(L, N * heads, d), []
+        mixed = qkv.new_empty(L, N * heads, d)
         few = 2 * L <= 3 * d  # their L * L at most half of 3 * L * d
-        for (q, k, v), out in _pieces(qkv, mixed.transpose(0, 1)):
-            weights = _weights(q, k)
-            out.copy_(weights @ v)
-            if few and ctx.needs_input_grad[0]:
-                kept.append(weights)
+        kept = [qkv.new_empty(N * heads, L, L)] if few and ctx.needs_input_grad[0] else []
+        for (q, k, v), out, *room in _pieces(qkv, mixed.transpose(0, 1), *kept):
+            out.copy_(_weights(q, k, *room) @ v)
         ctx.save_for_backward(qkv, *kept)
         ctx.heads = heads
         return mixed.view(L, N, heads * d)
@@ -206,8 +204,8 @@ class _Spelled(torch.autograd.Function):
         _, rows, L, d = qkv.shape
         way = torch.empty_like(qkv)
         grad = grad.reshape(L, rows, d).transpose(0, 1)
-        for number, ((q, k, v), (dq, dk, dv), g) in enumerate(_pieces(qkv, way, grad)):
-            weights, g = kept[number] if kept else _weights(q, k), g.contiguous()
+        for (q, k, v), (dq, dk, dv), g, *weighed in _pieces(qkv, way, grad, *kept):
+            weights, g = weighed[0] if weighed else _weights(q, k), g.contiguous()
             torch.bmm(weights.mT, g, out=dv)
             up = torch.ops.aten._softmax_backward_data(g @ v.mT, weights, -1, q.dtype)
             _product(up, k, d**-0.5, dq)
@@ -215,14 +213,15 @@ class _Spelled(torch.autograd.Function):
         return way.view(3, -1, ctx.heads, L, d).permute(3, 1, 0, 2, 4)
 
 
-def _weights(q: Tensor, k: Tensor) -> Tensor:
-    scores = _product(q, k.mT, q.shape[2] ** -0.5, q.new_empty(len(q), q.shape[1], k.shape[1]))
+def _weights(q: Tensor, k: Tensor, room: Tensor | None = None) -> Tensor:
+    scores = q.new_empty(len(q), q.shape[1], k.shape[1]) if room is None else room
+    _product(q, k.mT, q.shape[2] ** -0.5, scores)
     return torch.softmax(scores, -1, out=scores)
 
 
-def _product(a: Tensor, b: Tensor, scale: float, out: Tensor) -> Tensor:
+def _product(a: Tensor, b: Tensor, scale: float, out: Tensor) -> None:
     """`scale * (a @ b)`, of matrices (rows, L, M) and (rows, M, N), without a pass for the scale."""
-    return torch.baddbmm(out, a, b, beta=0, alpha=scale, out=out)
+    torch.baddbmm(out, a, b, beta=0, alpha=scale, out=out)
 
 
 def _pieces(*tensors: Tensor):
