@@ -80,7 +80,7 @@ class Models:
             **changes) -> vqclip.Run:  # fmt: skip
         """Our loop on this pair, without augmentation, as the reference has it."""
         settings = dict(size=(size, size), cutouts=cutouts, augment="none", optimizer="adam", lr=0.1, churn=0,
-                        steps=10**6, device=str(self.device))  # fmt: skip
+                        cut_pow=1.0, steps=10**6, device=str(self.device))  # fmt: skip
         words = " | ".join(f"{text}:{weight}" for text, weight in prompts.items())
         return vqclip.generate(words, self.painter(precision), self.judge(precision), **{**settings, **changes})
 
