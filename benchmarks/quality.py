@@ -70,13 +70,12 @@ def paint(models: Models, prompt: str, seed: int, size: int, cutouts: int, marks
             found.append(float((judge.encode_image(fresh(picture)) @ words.T).mean()))
         return found
 
-    begin = models.reference(size, cutouts, {prompt: 1.0}, seed)().codes  # where both do
     plain = models.reference(size, cutouts, {prompt: 1.0}, seed)
     theirs, their_seconds = followed(lambda: plain().codes, models.device, lambda done, _: done > marks[-1])
 
     run = models.run(size, cutouts, "auto", prompts={prompt: 1.0}, seed=seed)
     run.latent.vqgan.patches = None  # the decoder's own way back, as the plain loop has it
-    run.latent.z.data.copy_(run.latent.vqgan.embed(begin))
+    run.latent.z.data.copy_(run.latent.vqgan.embed(theirs[0]))  # where both begin
     ours, our_seconds = followed(lambda: next(run).codes, models.device,
                                  lambda done, took: done > marks[-1] and took >= their_seconds[-1])  # fmt: skip
     steps = [shown(our_seconds, their_seconds[mark]) for mark in marks]

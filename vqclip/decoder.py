@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from taming.modules.diffusionmodules.model import ResnetBlock, Upsample
 from torch import Tensor, nn
 
+from .ops import there_and_back
 from .precision import has
 
 PIECE = 2**20  # bytes of a picture: of two cores, each has room for its half of three such pieces
@@ -144,27 +145,14 @@ def takes_last(device: torch.device, precision: torch.dtype) -> bool:
         return False
 
 
-class _Straight(torch.autograd.Function):
-    """A convolution `there` and the one that is its way `back`, of which neither keeps what goes in."""
-
-    @staticmethod
-    def forward(ctx, x, there, back):
-        ctx.back = back
-        return there(x)
-
-    @staticmethod
-    def backward(ctx, grad):
-        return ctx.back(grad), None, None
-
-
 def convolve(x: Tensor, conv: nn.Conv2d) -> Tensor:
     """`conv(x)` of (B, C, H, W), of which nothing is kept for the way back; weights and bias get no gradient.
 
     Its stride is 1, as everywhere in a decoder.
     """
     # What torch.nn.grad.conv2d_input gives, whose stand-in for x makes cuDNN turn grad to channels first and back.
-    return _Straight.apply(x, conv, partial(F.conv_transpose2d, weight=conv.weight, stride=conv.stride,
-                                            padding=conv.padding))  # fmt: skip
+    return there_and_back(x, conv, partial(F.conv_transpose2d, weight=conv.weight, stride=conv.stride,
+                                           padding=conv.padding))  # fmt: skip
 
 
 def _shape(x: Tensor) -> tuple[int, int, int]:
@@ -210,7 +198,7 @@ def upsample(level: Upsample, x: Tensor) -> Tensor:
     """What taming's `Upsample` computes: (B, C, H, W) -> (B, C, 2H, 2W); where it was joined, in half the time."""
     if hasattr(level, "kernel"):
         how = dict(weight=level.kernel, stride=2, padding=1)
-        return _Straight.apply(x, partial(F.conv_transpose2d, bias=level.conv.bias, **how), partial(F.conv2d, **how))
+        return there_and_back(x, partial(F.conv_transpose2d, bias=level.conv.bias, **how), partial(F.conv2d, **how))
     x = F.interpolate(x, scale_factor=2.0, mode="nearest")
     return convolve(x, level.conv) if level.with_conv else x
 

@@ -1,8 +1,8 @@
 """The few tensor operations the whole method stands on: gradients that go around what has none.
 
 Straight-through quantisation, a clamp that lets the picture come back into range, a way back around the painter, one
-that computes again, the nearest code, the great-circle distance, and the gathering of a gradient chunk by chunk. Each
-is a plain function.
+that is given beside the way there, one that computes again, the nearest code, the great-circle distance, and the
+gathering of a gradient chunk by chunk. Each is a plain function.
 """
 
 from __future__ import annotations
@@ -80,6 +80,22 @@ def patch_grad(paint: Callable[[Tensor], Tensor], z: Tensor, patches: Tensor) ->
         patches: (C, 3, f, f), of the image's gradient how much goes to each channel.
     """
     return _PatchGrad.apply(z, paint, patches)
+
+
+class _ThereAndBack(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, there, back):
+        ctx.back = back
+        return there(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return ctx.back(grad), None, None
+
+
+def there_and_back(x: Tensor, there: Callable[[Tensor], Tensor], back: Callable[[Tensor], Tensor]) -> Tensor:
+    """`there(x)`, a product or a convolution of frozen weights, whose gradient is `back(grad)`; nothing is kept."""
+    return _ThereAndBack.apply(x, there, back)
 
 
 class _Again(torch.autograd.Function):

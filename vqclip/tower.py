@@ -32,6 +32,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from .ops import there_and_back
+
 STEEP = 1.702
 # Whether products add a bias themselves here, by what torch has for `torch.compile`.
 FUSES = hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -71,19 +73,6 @@ def steepen(mlp: nn.Sequential) -> None:
     mlp.gelu = nn.SiLU()
 
 
-class _Linear(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, weight, bias):
-        ctx.save_for_backward(weight)
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        (weight,) = ctx.saved_tensors
-        return grad @ weight, None, None
-
-
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """`F.linear`, (..., in) -> (..., out), without the pass that torch takes for a bias of bfloat16 on a processor.
 
@@ -91,7 +80,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """
     trained = weight.requires_grad or bias.requires_grad
     if weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and FUSES and not trained:
-        return _Linear.apply(x.to(weight.dtype), weight, bias)
+        product = torch.ops.mkldnn._linear_pointwise
+        return there_and_back(x.to(weight.dtype), lambda x: product(x, weight, bias, "none", [], ""),
+                              lambda grad: grad @ weight)  # fmt: skip
     return F.linear(x, weight, bias)
 
 
