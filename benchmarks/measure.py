@@ -109,6 +109,15 @@ def elapsed(*arguments: str, **environment: str) -> float:
     return time.perf_counter() - start
 
 
+def until_told(*arguments: str) -> float:
+    """Seconds on the clock from the start of a Python of its own until it prints a line; its end does not count."""
+    start = time.perf_counter()
+    with subprocess.Popen([sys.executable, *arguments], cwd=ROOT, stdout=subprocess.PIPE) as process:
+        told, took = process.stdout.readline(), time.perf_counter() - start
+    assert told and not process.returncode, f"it ended with {process.returncode} and told {told!r}"
+    return took
+
+
 def peak(*arguments: str) -> int:
     """The bytes that `python -m benchmarks.peak ...` says it took at its height."""
     command = [sys.executable, "-m", "benchmarks.peak", *arguments]

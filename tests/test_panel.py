@@ -249,7 +249,7 @@ def test_pictures_are_made_by_the_thread_that_steps_and_the_last_is_shown(studio
 
 
 def test_a_picture_larger_than_the_panel_shows_stays_as_large_as_it_is(studio, monkeypatch):
-    monkeypatch.setattr(vqclip.panel, "LARGEST", 8)
+    monkeypatch.setattr(vqclip.watch, "LARGEST", 8)
     asyncio.run(studio.run())
     assert Image.open(io.BytesIO(studio.panel.picture.value)).size == (8, 8)
     assert studio.player.picture.size == (16, 16)

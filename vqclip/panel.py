@@ -6,7 +6,6 @@ never to the run; `paint` shows what the player has, and is for the main thread 
 
 from __future__ import annotations
 
-import io
 import math
 import time
 from html import escape
@@ -23,10 +22,7 @@ from .preflight import duration
 from .rows import TIP, PromptRows
 from .run import readings
 from .strings import Words
-
-INTERVAL = 0.3  # seconds between two pictures: as often as an eye wants, and nothing piles up in the browser
-LARGEST = 768  # pixels a side of a preview; the picture itself is in the session
-QUALITY = 85  # of its JPEG
+from .watch import INTERVAL, jpeg
 
 
 class Panel:
@@ -43,7 +39,7 @@ class Panel:
         self.shown, self.pictured, self.painted = None, None, 0.0  # frame and picture on display, and since when
         self._read: list[str] | None = None  # the texts whose tokens are on display
         now = player.now
-        self.picture = ipywidgets.Image(format="jpeg", value=_jpeg(_first(player)))
+        self.picture = ipywidgets.Image(format="jpeg", value=jpeg(_first(player)))
         self.picture.add_class("vqclip-picture")
         self.buttons = {name: self._button(name, icon) for name, icon in
                         (("play", "play"), ("pause", "pause"), ("stop", "stop"))}  # fmt: skip
@@ -76,7 +72,7 @@ class Panel:
         picture = player.picture  # read once: the other thread may replace it
         if picture is not self.pictured:
             self.pictured = picture
-            self.picture.value = _jpeg(picture)
+            self.picture.value = jpeg(picture)
         self.progress.value = self._progress()
         self.status.value = self._status()
         if player.run is not None:
@@ -251,10 +247,3 @@ def _first(player: Player) -> Image.Image:
     """What is there before the first step: the last picture of a session that is to go on, else grey."""
     made = player.session and player.session.path / "final.png"
     return Image.open(made).convert("RGB") if made and made.exists() else Image.new("RGB", player.now.size, (128,) * 3)
-
-
-def _jpeg(picture: Image.Image) -> bytes:
-    small, buffer = picture.copy(), io.BytesIO()
-    small.thumbnail((LARGEST, LARGEST))
-    small.save(buffer, "JPEG", quality=QUALITY)
-    return buffer.getvalue()

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator
 from html import escape
 from pathlib import Path
 
+from PIL import Image
 from tqdm.auto import tqdm
 
 from . import colab
@@ -26,6 +27,8 @@ from .video import shrink_video
 EMBEDDED = 8_000_000  # bytes of video that may go into a page; more disconnects Colab
 DOWNLOADED = 20_000_000  # bytes that a page may carry behind a button
 INTERVAL = 0.3  # seconds between two pictures: as often as an eye wants, and nothing piles up in the browser
+LARGEST = 768  # pixels a side of a picture that grows in a page; the picture itself is in the session
+QUALITY = 85  # of its JPEG
 
 
 def progress(frames: Iterable[Frame], run: Run) -> Iterator[Frame]:
@@ -52,16 +55,18 @@ def preview(frames: Iterable[Frame]) -> Iterator[Frame]:
     try:
         for frame in frames:
             if time.monotonic() - shown >= INTERVAL:
-                picture.value, shown = _jpeg(frame), time.monotonic()
+                picture.value, shown = jpeg(frame.pil), time.monotonic()
             yield frame
     finally:
         if frame is not None:
-            picture.value = _jpeg(frame)
+            picture.value = jpeg(frame.pil)
 
 
-def _jpeg(frame: Frame) -> bytes:
-    buffer = io.BytesIO()
-    frame.pil.save(buffer, "JPEG", quality=85)
+def jpeg(picture: Image.Image) -> bytes:
+    """A picture for a page that shows it grow: as a JPEG, of at most `LARGEST` pixels a side."""
+    small, buffer = picture.copy(), io.BytesIO()
+    small.thumbnail((LARGEST, LARGEST))
+    small.save(buffer, "JPEG", quality=QUALITY)
     return buffer.getvalue()
 
 
