@@ -101,11 +101,10 @@ def settle(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def elapsed(*arguments: str, **environment: str) -> float:
+def elapsed(*arguments: str) -> float:
     """Seconds on the clock of a Python of its own: `elapsed("-m", "vqclip", "settings")`."""
     start = time.perf_counter()
-    subprocess.run([sys.executable, *arguments], cwd=ROOT, check=True, stdout=subprocess.DEVNULL,
-                   env={**os.environ, **environment})  # fmt: skip
+    subprocess.run([sys.executable, *arguments], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - start
 
 
