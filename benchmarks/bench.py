@@ -6,7 +6,7 @@
     python -m benchmarks.bench --profile             where a step's time goes
 
 What is measured is kept in `benchmarks/results`, a JSON and a table for each kind of device; a row that is measured
-again replaces the old one, whose value is shown beside it. A quick run keeps nothing.
+again replaces the old one, whose value is printed beside it. A quick run keeps nothing.
 """
 
 from __future__ import annotations
@@ -54,12 +54,11 @@ def line(name: str, row: Row, now: dict[str, Any], before: dict[str, Any] | None
 
 
 def table(lines: list[tuple[str, ...]]) -> str:
-    """Markdown, aligned."""
-    rows = [HEAD, *lines]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(HEAD))]
-    text = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
-            for row in rows]  # fmt: skip
-    return "\n".join([text[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *text[1:]])
+    """Markdown, aligned, without the columns in which nothing stands."""
+    columns = [(head, *cells) for head, *cells in zip(HEAD, *lines, strict=True) if any(cells)]
+    columns = [[cell.ljust(max(map(len, column))) for cell in column] for column in columns]
+    text = [f"| {' | '.join(row)} |" for row in zip(*columns, strict=True)]
+    return "\n".join([text[0], "|" + "|".join("-" * (len(column[0]) + 2) for column in columns) + "|", *text[1:]])
 
 
 def about(entries: dict[str, dict[str, Any]]) -> str:

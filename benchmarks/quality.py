@@ -4,6 +4,11 @@ Twenty prompts and three seeds on the embedded pair, each painted twice from the
 the plain loop in float32, and by ours as this device has it, but with the decoder's own way back, which goes on for as
 long as the plain loop took. What counts is how alike a judge in float32 finds the words and the picture, by cutouts
 that neither loop has seen: after as many steps, and after as many seconds, at the end and on the way there.
+
+    python -m benchmarks.quality --precision bfloat16
+
+does it in bfloat16, on any processor: one without such products rounds those of float32 (`rounded.py`), which says
+what as many steps paint, and nothing of time.
 """
 
 from __future__ import annotations
@@ -14,6 +19,7 @@ import os
 import time
 from bisect import bisect
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -23,8 +29,10 @@ import torch
 from training.asked import read_prompts
 from vqclip.cutouts import Cutouts
 from vqclip.files import atomic
+from vqclip.precision import able, dtypes
 from vqclip.run import pick_device
 
+from . import rounded
 from .bench import RESULTS
 from .measure import machine, settle
 from .models import Models
@@ -40,7 +48,7 @@ class Painted:
     Attributes:
         marks: steps of the plain loop.
         theirs, ours: how alike after as many steps.
-        longer: what ours had to show at the time when the plain loop had that to show.
+        longer: what ours had to show at the time when the plain loop had that to show; empty where time says nothing.
         steps: that had led to it.
         their_seconds, our_seconds: of all steps to the last mark.
     """
@@ -56,8 +64,9 @@ class Painted:
     our_seconds: float
 
 
-def paint(models: Models, prompt: str, seed: int, size: int, cutouts: int, marks: Sequence[int]) -> Painted:
-    """Paint it both ways, judge the pictures at the marks, which rise."""
+def paint(models: Models, prompt: str, seed: int, size: int, cutouts: int, marks: Sequence[int],
+          precision: str = "auto") -> Painted:  # fmt: skip
+    """Paint it both ways, ours in a precision, and judge the pictures at the marks, which rise."""
     judge, painter = models.judge(), models.painter()
     words = judge.encode_text([prompt])
 
@@ -73,14 +82,23 @@ def paint(models: Models, prompt: str, seed: int, size: int, cutouts: int, marks
     plain = models.reference(size, cutouts, {prompt: 1.0}, seed)
     theirs, their_seconds = followed(lambda: plain().codes, models.device, lambda done, _: done > marks[-1])
 
-    run = models.run(size, cutouts, "auto", prompts={prompt: 1.0}, seed=seed)
+    timed = computes(models.device, precision)
+    run = models.run(size, cutouts, precision, prompts={prompt: 1.0}, seed=seed)
     run.latent.vqgan.patches = None  # the decoder's own way back, as the plain loop has it
     run.latent.z.data.copy_(run.latent.vqgan.embed(theirs[0]))  # where both begin
-    ours, our_seconds = followed(lambda: next(run).codes, models.device,
-                                 lambda done, took: done > marks[-1] and took >= their_seconds[-1])  # fmt: skip
-    steps = [shown(our_seconds, their_seconds[mark]) for mark in marks]
+    long = their_seconds[-1] if timed else 0.0
+    with nullcontext() if timed else rounded.products():
+        ours, our_seconds = followed(lambda: next(run).codes, models.device,
+                                     lambda done, took: done > marks[-1] and took >= long)  # fmt: skip
+    steps = [shown(our_seconds, their_seconds[mark]) for mark in marks] if timed else []
     return Painted(prompt, seed, list(marks), alike(theirs, marks), alike(ours, marks), alike(ours, steps), steps,
                    their_seconds[marks[-1]], our_seconds[marks[-1]])  # fmt: skip
+
+
+def computes(device: torch.device, precision: str) -> bool:
+    """Whether a device has arithmetic of its own for a precision."""
+    here = able(device)
+    return device.type != "cpu" or dtypes(precision, here).judge in (torch.float32, getattr(torch, here.fast))
 
 
 def shown(seconds: Sequence[float], at: float) -> int:
@@ -112,18 +130,23 @@ def table(found: list[Painted]) -> str:
     Seeds of a prompt are one figure: they have much in common.
     """
     prompts = list(dict.fromkeys(one.prompt for one in found))
-    lines = ["| steps of the plain loop | similarity, mean and spread | ours, as many steps | ours, as many seconds | "
-             "its steps |", "|---|---|---|---|---|"]  # fmt: skip
+    timed = bool(found[0].longer)
+    heads = ["steps of the plain loop", "similarity, mean and spread", "ours, as many steps"]
+    heads += ["ours, as many seconds", "its steps"] * timed
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for at, mark in enumerate(found[0].marks):
         theirs = [one.theirs[at] for one in found]
-        more = (against([mean(getattr(one, way)[at] - one.theirs[at] for one in found if one.prompt == prompt)
-                         for prompt in prompts]) for way in ("ours", "longer"))  # fmt: skip
-        steps = mean(one.steps[at] for one in found)
-        lines.append(f"| {mark} | {mean(theirs):.4f}, {stdev(theirs):.4f} | {' | '.join(more)} | {steps:.0f} |")
-    ratio = sum(one.their_seconds for one in found) / sum(one.our_seconds for one in found)
-    lines.append(f"\n{len(found)} pictures of {len(prompts)} prompts; at equal steps the plain loop took {ratio:.2f} "
-                 "times as long.")  # fmt: skip
-    return "\n".join(lines)
+        cells = [str(mark), f"{mean(theirs):.4f}, {stdev(theirs):.4f}"]
+        cells += [against([mean(getattr(one, way)[at] - one.theirs[at] for one in found if one.prompt == prompt)
+                           for prompt in prompts]) for way in ["ours"] + ["longer"] * timed]  # fmt: skip
+        if timed:
+            cells.append(f"{mean(one.steps[at] for one in found):.0f}")
+        lines.append(f"| {' | '.join(cells)} |")
+    told = f"\n{len(found)} pictures of {len(prompts)} prompts"
+    if timed:
+        ratio = sum(one.their_seconds for one in found) / sum(one.our_seconds for one in found)
+        told += f"; at equal steps the plain loop took {ratio:.2f} times as long"
+    return "\n".join([*lines, f"{told}."])
 
 
 def against(apart: list[float]) -> str:
@@ -142,6 +165,7 @@ def main() -> None:
     ask.add_argument("--cutouts", type=int, default=16)
     ask.add_argument("--marks", type=int, nargs="+", default=[5, 10, 20, 40, 60], help="of the plain loop, in steps")
     ask.add_argument("--device", default="auto")
+    ask.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto", help="of ours")
     ask.add_argument("--threads", type=int, default=int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count()))
     ask.add_argument("--results", type=Path, default=RESULTS)
     asked = ask.parse_args()
@@ -150,12 +174,14 @@ def main() -> None:
     models, found = Models("embedded", device), []
     for prompt in [one["en"] for one in read_prompts()["tuning"]][: asked.prompts]:
         for seed in range(asked.seeds):
-            found.append(paint(models, prompt, seed, asked.size, asked.cutouts, sorted(asked.marks)))
+            found.append(paint(models, prompt, seed, asked.size, asked.cutouts, sorted(asked.marks), asked.precision))
             one = found[-1]
-            print(f"{one.theirs[-1]:.3f} {one.ours[-1]:.3f} {one.longer[-1]:.3f}  seed {seed}  {prompt}", flush=True)
+            ends = " ".join(f"{way[-1]:.3f}" for way in (one.theirs, one.ours, one.longer) if way)
+            print(f"{ends}  seed {seed}  {prompt}", flush=True)
     asked.results.mkdir(parents=True, exist_ok=True)
-    with atomic(asked.results / f"quality-{device.type}.json", "w") as file:
-        settings = {name: getattr(asked, name) for name in ("size", "cutouts", "marks")}
+    kind = device.type if asked.precision == "auto" else f"{device.type}-{asked.precision}"
+    with atomic(asked.results / f"quality-{kind}.json", "w") as file:
+        settings = {name: getattr(asked, name) for name in ("size", "cutouts", "marks", "precision")}
         json.dump({"machine": machine(device), "settings": settings, "pictures": [vars(one) for one in found]}, file,
                   indent=1)  # fmt: skip
     print(table(found))

@@ -7,9 +7,10 @@ import sys
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import bench, measure, quality
+from benchmarks import bench, measure, quality, rounded
 from benchmarks.floor import operations
 from benchmarks.models import Models
 from benchmarks.profile import stages
@@ -61,6 +62,34 @@ def test_both_ways_paint_from_the_same_codes_and_are_judged_alike(monkeypatch):
         assert one.ours[1] != one.ours[0]
     told = quality.table(some)
     assert "\n| 0 | " in told and "+0.0000 +- 0.0000, within noise" in told and "2 pictures of 2 prompts" in told
+
+
+def test_where_a_processor_has_no_bfloat16_it_is_painted_in_it_and_not_timed(monkeypatch):
+    monkeypatch.setattr(quality, "FRESH", 8)
+    monkeypatch.setattr("vqclip.precision.has", lambda *_: False)
+    some = [quality.paint(Models("embedded", CPU), text, 1, 32, 2, [0, 2], "bfloat16") for text in ("desert", "snow")]
+    for one in some:
+        assert one.longer == one.steps == []
+        assert one.theirs[0] == one.ours[0] and one.ours[1] == pytest.approx(one.theirs[1], abs=0.1)
+    told = quality.table(some)
+    assert "seconds" not in told and "\n| 2 | " in told and told.endswith("\n2 pictures of 2 prompts.")
+
+
+def test_rounded_products_are_those_of_float32_of_the_same_numbers():
+    a, b = (torch.randn(2, 8, 64, generator=torch.Generator().manual_seed(k)).bfloat16() for k in (1, 2))
+    image, kernel = a.view(1, 2, 16, 32), torch.randn(4, 2, 3, 3, generator=torch.Generator().manual_seed(3)).bfloat16()
+    image.requires_grad_()
+    with rounded.products():
+        made, into = a @ b.mT, torch.empty(2, 8, 8, dtype=torch.bfloat16)
+        torch.baddbmm(into, a, b.mT, beta=0, alpha=0.5, out=into)
+        turned = F.conv2d(image, kernel)
+        turned.sum().backward()
+    exact = a.double() @ b.mT.double()
+    assert made.equal(exact.bfloat16()) and into.equal((exact / 2).bfloat16())
+    assert turned.equal(F.conv2d(image.double(), kernel.double()).bfloat16())
+    theirs = image.detach().double().requires_grad_()
+    F.conv2d(theirs, kernel.double()).sum().backward()
+    assert image.grad.equal(theirs.grad.bfloat16())
 
 
 def test_what_is_shown_at_a_time_is_the_last_that_was_there():
