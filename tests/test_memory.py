@@ -5,6 +5,7 @@ import platform
 import subprocess
 import sys
 import warnings
+import weakref
 
 import pytest
 import quick
@@ -168,6 +169,20 @@ def test_when_one_at_a_time_is_too_much_the_run_stops_at_rest():
     after = run.state()
     assert run.step == 0 and after["latent"]["z"].equal(before["latent"]["z"])
     assert after["cutouts"]["judge"]["cutouts"].equal(before["cutouts"]["judge"]["cutouts"])
+
+
+def test_what_a_step_had_is_let_go_of_though_its_error_is_kept():
+    run, pictures = quick.run(cutouts=2), []
+
+    def hungry(image):
+        pictures.append(weakref.ref(image))
+        cpu()
+
+    run.losses = {"hungry": (1.0, hungry)}
+    with pytest.warns(UserWarning), pytest.raises(OutOfMemory) as kept:
+        next(run)
+    assert kept.value.__cause__.__traceback__ and pictures
+    assert not any(picture() is not None for picture in pictures)
 
 
 def test_a_painter_that_does_not_fit_is_said_too(monkeypatch):

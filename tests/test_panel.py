@@ -7,6 +7,7 @@ import re
 import shutil
 import string
 import threading
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -52,6 +53,28 @@ def test_it_plays_to_the_end_and_further(home):
     until(lambda: not player.alive)
     assert player.frame.step == 9 and Session.latest(home).path == player.session.path
     assert Player(session=Session.latest(home)).steps == 9  # another program knows, too
+
+
+def test_played_on_while_the_end_is_put_on_disk_it_goes_on(home, monkeypatch):
+    writing, written = threading.Event(), threading.Event()
+    save = Session._save_picture
+
+    def slowly(*arguments):
+        writing.set()
+        until(written.is_set)
+        save(*arguments)
+
+    monkeypatch.setattr(Session, "_save_picture", slowly)
+    player = Player(TINY, home)
+    player.play()
+    until(writing.is_set)
+    player.steps = 9
+    pressed = threading.Thread(target=player.play)  # waits for the disk
+    pressed.start()
+    written.set()
+    pressed.join()
+    until(lambda: not player.alive)
+    assert (player.state, player.frame.step) == ("done", 9)
 
 
 def test_what_is_changed_before_the_start_is_how_it_starts(home):
@@ -185,6 +208,28 @@ def test_the_cells_stop_button_while_it_loads_is_said_before_it_waits(studio, lo
 
     asyncio.run(interrupted())
     assert studio.player.state == "stopped" and studio.session is None
+
+
+def test_what_is_loaded_may_catch_warnings_and_they_are_heard_again(studio, loading, monkeypatch):
+    slow = vqclip.player.generate
+
+    def generate(*arguments, **settings):
+        with warnings.catch_warnings():
+            return slow(*arguments, **settings)
+
+    monkeypatch.setattr("vqclip.player.generate", generate)
+    loading.until = lambda: ">Stopping as soon as painter and judge are loaded<" in said(studio)
+    before = warnings.showwarning
+
+    async def interrupted():
+        cell = asyncio.get_running_loop().create_task(studio.run())
+        while loading.times == 0:
+            await asyncio.sleep(0)
+        cell.cancel()
+        await cell
+
+    asyncio.run(interrupted())
+    assert warnings.showwarning is before
 
 
 # The studio

@@ -28,7 +28,7 @@ from PIL import Image
 import vqclip
 from vqclip import codelog, files, session
 from vqclip.images import ImageError, read_recipe
-from vqclip.session import Session, SessionError
+from vqclip.session import Session, SessionError, _write_state
 from vqclip.settings import SettingsError
 
 STEPS = 4
@@ -273,8 +273,23 @@ def test_pictures_are_not_needed_again(tmp_path, new_run, models, what):
 
 def test_other_threads_or_another_torch_is_said(paused, models, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
-    with pytest.warns(UserWarning, match="bit for bit only with torch .* and 1 threads"):
+    with pytest.warns(UserWarning, match="begun with threads=1, which is another now: .* not bit for bit"):
         Session(paused[0].path).resume(**models)
+
+
+def test_a_session_goes_on_with_another_device(paused, models):
+    """As one that a graphics card began, whose generators have another state."""
+    made, painting = paused
+    noise = painting.judges()[0][1].cutouts.noise_generator
+    painting.judges()[0][1].cutouts.noise_generator = SimpleNamespace(get_state=lambda: torch.zeros(16).byte())
+    _write_state(made.path, painting)
+    painting.judges()[0][1].cutouts.noise_generator = noise
+    about = json.loads((made.path / "about.json").read_text())
+    (made.path / "about.json").write_text(json.dumps({**about, "device": "cuda:0"}))
+    with pytest.warns(UserWarning, match="begun with device=cuda:0, which is another now"):
+        run = Session(made.path).resume(**models)
+    go_on(made, run)
+    assert len(made.codes) == run.steps + 1
 
 
 def test_a_final_picture_that_a_kill_prevented_is_made_later(paused, whole, models):
@@ -594,7 +609,7 @@ def test_an_about_json_with_a_flipped_byte_is_said_or_harmless(paused, models):
         flipped(path, at, bit=1 << at % 7)
         try:
             with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "torch or its number of threads changed")
+                warnings.filterwarnings("ignore", "it was begun with")
                 assert json.dumps(sums(Session(made.path).resume(**models).state())) == state
             harmless += 1
         except SessionError as error:

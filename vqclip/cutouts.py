@@ -80,6 +80,8 @@ def _cubic(x: Tensor) -> Tensor:
 def crop(image: Tensor, boxes: Tensor, size: int) -> Tensor:
     """Squares of an image (1, 3, H, W), each resampled: boxes (N, 3) of (side, left, top) there -> (N, 3, S, S)."""
     _, channels, height, width = image.shape
+    if image.device.type == "mps":  # which has no float64
+        boxes = boxes.cpu()
     side, left, top = boxes.unbind(1)
     # Both ways in one call, which takes a card no longer than one of them; the end of the shorter's lines is zero.
     both = resampling(side.repeat(2), torch.cat([top, left]), max(height, width), size, min(height, width)).to(image)
@@ -244,9 +246,10 @@ class Cutouts:
         return {"cutouts": self.generator.get_state(), "noise": self.noise_generator.get_state()}
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Put the generators back to where `state` was taken."""
+        """Put the generators back to where `state` was taken; on another kind of device noise is drawn anew."""
         self.generator.set_state(state["cutouts"])
-        self.noise_generator.set_state(state["noise"])
+        if len(state["noise"]) == len(self.noise_generator.get_state()):
+            self.noise_generator.set_state(state["noise"])
 
 
 def _homographies(n: int, how: Augment, even) -> Tensor:

@@ -71,6 +71,8 @@ class PromptLoss:
     def set_prompts(self, texts: Sequence[Prompt], pictures: Sequence[Prompt] = ()) -> None:
         """Change the prompts; acts at the next call. Only texts that are new are embedded.
 
+        By hand it is in no session: that is `Run.change`, which calls this.
+
         Args:
             texts: any number of prompts that are words.
             pictures: the prompts that are pictures, as many as there were at first: their weights and stops are taken.

@@ -188,11 +188,14 @@ class Player:
         try:
             with closing(self.session.record(self.run)) as frames:
                 while self._may_step():
+                    with self._deciding:  # after the last step: what is left is to put all on disk
+                        self._leaving = self.run.step > self.run.steps
                     before = time.monotonic()
                     frame = next(frames, None)
-                    if frame is None:
+                    if frame is not None:
+                        self._see(frame, time.monotonic() - before)
+                    if frame is None or self._leaving:
                         return True
-                    self._see(frame, time.monotonic() - before)
             return False
         finally:  # whatever ended it, the last frame is seen
             self._picture()
@@ -207,8 +210,8 @@ class Player:
             with self._telling:  # what was changed before the start is how it starts
                 self.settings, self._wanted = self.settings.replace(**self._wanted), {}
             run = generate(settings=self.settings, root=checkpoints)
-        run.steps = self._steps
         self.run = run
+        run.steps = self._steps  # last: they may be raised meanwhile
 
     def _fetches(self, done: int, whole: int) -> None:
         self.fetched = None if done >= whole else (done, whole)  # then it is read and converted

@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import traceback
 import warnings
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -161,6 +162,7 @@ class Run:
         how = self.economise()
         if not how:
             width, height = self.settings.size
+            traceback.clear_frames(error.__traceback__)  # or what the step had would stay for as long as the error
             raise OutOfMemory(
                 f"at step {self.step} there was not enough memory for size={width}x{height} even with one cutout at a "
                 "time; what was made until here is kept. Choose a smaller size: `vqclip preflight` says what fits"

@@ -117,9 +117,8 @@ class Session:
         try:
             path = _new_folder(parent, run.settings)
             about = {
-                "format": FORMAT, "vqclip": __version__, "torch": torch.__version__,
+                "format": FORMAT, "vqclip": __version__, **_computer(run),
                 "python": platform.python_version(), "machine": platform.machine(),
-                "device": str(run.latent.z.device), "threads": torch.get_num_threads(),
                 "created": datetime.now().astimezone().isoformat(timespec="seconds"),
                 "checkpoints": _checkpoints(run),
             }  # fmt: skip
@@ -191,9 +190,11 @@ class Session:
             if was != now:
                 raise SessionError(f"{self.path} was begun with another {name!r} ({was} then, {now} now): put that "
                                    "checkpoint back to go on")  # fmt: skip
-        if self.about["torch"] != torch.__version__ or self.about["threads"] != torch.get_num_threads():
-            warnings.warn("torch or its number of threads changed since: the run goes on, but bit for bit only with "
-                          f"torch {self.about['torch']} and {self.about['threads']} threads", stacklevel=2)  # fmt: skip
+        here = _computer(run)
+        if was := {name: self.about[name] for name in here if self.about.get(name, here[name]) != here[name]}:
+            told = ", ".join(f"{name}={value}" for name, value in was.items())
+            warnings.warn(f"it was begun with {told}, which is another now: the run goes on, but not bit for bit",
+                          stacklevel=2)  # fmt: skip
         if changed := state["weights"].keys() ^ run.losses.keys():
             warnings.warn(f"the losses {', '.join(sorted(changed))} came or went while it was painted, which is not "
                           "kept: do it again", stacklevel=2)  # fmt: skip
@@ -442,6 +443,11 @@ def _new_folder(parent: Path, settings: Settings) -> Path:
             continue
     raise SessionError(f"too many sessions of the name {name} in {parent}: move some away")
 
+
+
+def _computer(run: Run) -> dict[str, Any]:
+    """What a run's frames depend on bit for bit, beside its settings and models."""
+    return {"torch": torch.__version__, "threads": torch.get_num_threads(), "device": str(run.latent.z.device)}
 
 
 def _checkpoints(run: Run) -> dict[str, str | None]:

@@ -67,16 +67,19 @@ class Studio:
         Raises:
             Whatever ended the run; what was made is kept, and the panel says so.
         """
-        try:
-            await self._watch()
-        except (asyncio.CancelledError, KeyboardInterrupt):  # the cell's own stop button: stop early, keep the picture
-            self.player.halt()
-            self.panel.paint()  # says so at once: a step, or loading, cannot be broken off
-            if uncancel := getattr(asyncio.current_task(), "uncancel", None):  # since Python 3.11
-                uncancel()
-        finally:
-            self.player.stop()
-            self.panel.paint()
+        notes: deque[str] = deque()  # from the player's thread, which must not touch a widget
+        with warnings.catch_warnings():  # until that thread is over, as what it loads may do the same
+            warnings.showwarning = lambda message, *_, **__: notes.append(str(message))
+            try:
+                await self._watch(notes)
+            except (asyncio.CancelledError, KeyboardInterrupt):  # the cell's stop button: stop early, keep the picture
+                self.player.halt()
+                self.panel.paint()  # says so at once: a step, or loading, cannot be broken off
+                if uncancel := getattr(asyncio.current_task(), "uncancel", None):  # since Python 3.11
+                    uncancel()
+            finally:
+                self.player.stop()
+                self.panel.paint()
         if self.player.error is not None:
             raise self.player.error
 
@@ -91,17 +94,14 @@ class Studio:
             self.panel.refresh()
         self.panel.paint()  # an error too: there is no cell for it
 
-    async def _watch(self) -> None:
-        notes: deque[str] = deque()  # from the player's thread, which must not touch a widget
+    async def _watch(self, notes: deque[str]) -> None:
         async with Pump() as pump:
-            with warnings.catch_warnings():
-                warnings.showwarning = lambda message, *_, **__: notes.append(str(message))
-                self.player.play()
-                self.panel.paint()
-                self.panel.ear.begin()
-                while self.player.alive:
-                    await pump()
-                    self.panel.listen()
-                    self.panel.refresh()
-                    if notes:
-                        self.panel.say(notes.popleft())
+            self.player.play()
+            self.panel.paint()
+            self.panel.ear.begin()
+            while self.player.alive:
+                await pump()
+                self.panel.listen()
+                self.panel.refresh()
+                if notes:
+                    self.panel.say(notes.popleft())
