@@ -162,7 +162,7 @@ def test_what_is_painted_at_once_is_replayed_as_one(at_once):
 def test_a_painter_that_lies_otherwise_is_recorded_anew():
     def between(run, frame):
         if frame.step == 2:
-            run.latent.vqgan.channels_last = True
+            run.latent.vqgan.channels_last = not run.latent.vqgan.channels_last
 
     (theirs, _, _), (ours, _, graphs) = paint(False, between), paint(True, between)
     assert_alike(ours, theirs)

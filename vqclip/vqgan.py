@@ -35,7 +35,7 @@ class VQGAN(nn.Module):
     Attributes:
         sparing: whether `decode` keeps little for its way back and computes the rest again, for a third more of its
             time. The gradient is the same.
-        channels_last: whether the decoder has them, as graphics cards and AMX like it; see `paint_in`.
+        channels_last: whether the decoder has them, as processors and graphics cards like it; see `paint_in`.
     """
 
     def __init__(self, ddconfig: dict, n_embed: int, embed_dim: int, gumbel: bool = False, patches: bool = False):
@@ -111,11 +111,12 @@ class VQGAN(nn.Module):
         The decoder's weights are cast and joined (`decoder.join`) once and for all, so that the way back to float32 is
         to load them again; weights that come later need it once more. Where that pays on the device that they are on,
         they are given channels last too; `generate` sees to it for painters that were moved. One that goes back patch
-        by patch is left alone: the shipped one is small, and its first picture would wait for kernels to be compiled.
+        by patch is left alone in bfloat16: it is small, and on a card its first picture would wait for kernels.
         """
         self.precision = precision
         decoder.join(self.decoder.to(precision))
-        self.channels_last = self.patches is None and decoder.takes_last(self.codebook.device, precision)
+        wanted = self.patches is None or precision == torch.float32
+        self.channels_last = wanted and decoder.takes_last(self.codebook.device, precision)
         self.decoder.to(memory_format=torch.channels_last if self.channels_last else torch.contiguous_format)
         self.post_quant_conv.to(precision)
         return self
