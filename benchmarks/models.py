@@ -88,6 +88,7 @@ class Models:
                   seed: int = 0) -> Callable[[], reference.Iteration]:  # fmt: skip
         """The plain loop on this pair: each call makes one iteration."""
         painter, judge = self.painter(), self.judge()
+        painter.decoder.to(memory_format=torch.contiguous_format)  # as its authors had it
         targets = [reference.Target(judge.encode_text([text]), weight) for text, weight in prompts.items()]
         network, generator = self._authors(judge), torch.Generator().manual_seed(seed)
         (w, h), side = painter.grid(size, size), judge.size

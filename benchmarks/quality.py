@@ -85,6 +85,7 @@ def paint(models: Models, prompt: str, seed: int, size: int, cutouts: int, marks
     timed = computes(models.device, precision)
     run = models.run(size, cutouts, precision, prompts={prompt: 1.0}, seed=seed)
     run.latent.vqgan.patches = None  # the decoder's own way back, as the plain loop has it
+    run.latent.vqgan.paint_in(run.latent.vqgan.precision)  # and laid out for that
     run.latent.z.data.copy_(run.latent.vqgan.embed(theirs[0]))  # where both begin
     long = their_seconds[-1] if timed else 0.0
     with nullcontext() if timed else rounded.products():

@@ -13,10 +13,10 @@ On a graphics card with fast bfloat16 all has channels last, and the pairs are k
 an H200 forward and backward of a step, 512x512 with 32 cutouts, as a graph took 20 ms so and 37 as torch has it. A
 processor with AMX has channels last too. Its convolutions turn a picture around where they are not (128 channels of
 256x256, two threads: 61 ms, 28 with them last; some of what they handed back was turned around again, 24 ms), and the
-pair's way back, for which torch takes 61 ms so and 2.5 otherwise, is one of our own, of 8 ms. So it is in float32 on
-any processor (with AVX2, the same convolution: 243 ms, 195 with them last, what doubles the picture 173 and 86). In
-bfloat16 with AVX512-BF16 alone it was tried without that and left: a convolution there and back took 12 instead of 15
-ms (64 channels of 128x128).
+pair's way back, for which torch takes 61 ms so and 2.5 otherwise, is one of our own, of 8 ms. With AVX512-BF16 alone
+it was tried without that and left: a convolution there and back took 12 instead of 15 ms (64 channels of 128x128). In
+float32 what is won on the way there is lost on the way back, so a painter that has none there, see `ops.patch_grad`,
+has channels last and others have not.
 """
 
 from __future__ import annotations
@@ -123,13 +123,13 @@ class _FusedNormSwish(torch.autograd.Function):
 
 @lru_cache
 def takes_last(device: torch.device, precision: torch.dtype) -> bool:
-    """Whether a decoder is faster with channels last there.
+    """Whether a decoder is faster with channels last there and back: in bfloat16, with AMX and on some cards.
 
-    On processors in float32, and in bfloat16 with AMX; on cards in bfloat16 where they have it, as from Ampere on, and
-    kernels that Triton can compile. Warns where these should run and do not.
+    It takes those that have bfloat16, as from Ampere on, and kernels that Triton can compile. Warns where they should
+    run and do not.
     """
     if device.type == "cpu":
-        return precision == torch.float32 or (precision == torch.bfloat16 and has("amx_tile"))
+        return precision == torch.bfloat16 and has("amx_tile")
     if device.type != "cuda" or precision != torch.bfloat16 or torch.cuda.get_device_capability(device) < (8, 0):
         return False
     if find_spec("triton") is None:
@@ -163,7 +163,8 @@ def _shape(x: Tensor) -> tuple[int, int, int]:
 
 def norm_swish(x: Tensor, norm: nn.GroupNorm) -> Tensor:
     """`silu(norm(x))` of (B, C, H, W), of which only x is kept for the way back; the norm's weights get no gradient."""
-    last = x.is_contiguous(memory_format=torch.channels_last) and takes_last(x.device, x.dtype)
+    there_alone = x.device.type == "cpu" and not torch.is_grad_enabled()
+    last = x.is_contiguous(memory_format=torch.channels_last) and (there_alone or takes_last(x.device, x.dtype))
     if last and x.is_cuda and _fusible(norm):
         return _FusedNormSwish.apply(x, norm.weight, norm.bias, norm.num_groups, norm.eps)
     x = x if last and not x.is_cuda else x.contiguous()

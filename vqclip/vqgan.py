@@ -111,12 +111,13 @@ class VQGAN(nn.Module):
         The decoder's weights are cast and joined (`decoder.join`) once and for all, so that the way back to float32 is
         to load them again; weights that come later need it once more. Where that pays on the device that they are on,
         they are given channels last too; `generate` sees to it for painters that were moved. One that goes back patch
-        by patch is left alone in bfloat16: it is small, and on a card its first picture would wait for kernels.
+        by patch has them in float32 on a processor, and not on a card, where its first picture would wait for kernels.
         """
         self.precision = precision
         decoder.join(self.decoder.to(precision))
-        wanted = self.patches is None or precision == torch.float32
-        self.channels_last = wanted and decoder.takes_last(self.codebook.device, precision)
+        device = self.codebook.device
+        self.channels_last = (decoder.takes_last(device, precision) if self.patches is None
+                              else device.type == "cpu" and precision == torch.float32)  # fmt: skip
         self.decoder.to(memory_format=torch.channels_last if self.channels_last else torch.contiguous_format)
         self.post_quant_conv.to(precision)
         return self
