@@ -166,6 +166,19 @@ def loading(monkeypatch):
     return loads
 
 
+def press_the_cells_stop_button(studio, when):
+    """Run the cell, and stop it as soon as `when()` is true."""
+
+    async def interrupted():
+        cell = asyncio.get_running_loop().create_task(studio.run())
+        while not when():
+            await asyncio.sleep(0)
+        cell.cancel()
+        await cell
+
+    asyncio.run(interrupted())
+
+
 def test_stop_while_it_loads_is_said_at_once_and_honoured(studio, loading, home):
     panel, player = studio.panel, studio.player
     player.play()
@@ -198,15 +211,7 @@ def test_a_stop_while_it_loads_can_be_taken_back(studio, loading):
 
 def test_the_cells_stop_button_while_it_loads_is_said_before_it_waits(studio, loading):
     loading.until = lambda: ">Stopping as soon as painter and judge are loaded<" in said(studio)
-
-    async def interrupted():
-        cell = asyncio.get_running_loop().create_task(studio.run())
-        while loading.times == 0:
-            await asyncio.sleep(0)
-        cell.cancel()
-        await cell
-
-    asyncio.run(interrupted())
+    press_the_cells_stop_button(studio, lambda: loading.times > 0)
     assert studio.player.state == "stopped" and studio.session is None
 
 
@@ -220,15 +225,7 @@ def test_what_is_loaded_may_catch_warnings_and_they_are_heard_again(studio, load
     monkeypatch.setattr("vqclip.player.generate", generate)
     loading.until = lambda: ">Stopping as soon as painter and judge are loaded<" in said(studio)
     before = warnings.showwarning
-
-    async def interrupted():
-        cell = asyncio.get_running_loop().create_task(studio.run())
-        while loading.times == 0:
-            await asyncio.sleep(0)
-        cell.cancel()
-        await cell
-
-    asyncio.run(interrupted())
+    press_the_cells_stop_button(studio, lambda: loading.times > 0)
     assert warnings.showwarning is before
 
 
@@ -302,15 +299,7 @@ def test_a_picture_larger_than_the_panel_shows_stays_as_large_as_it_is(studio, m
 
 def test_the_cells_stop_button_is_a_stop(studio):
     studio.player.steps = 10_000
-
-    async def interrupted():
-        cell = asyncio.get_running_loop().create_task(studio.run())
-        while studio.player.frame is None:
-            await asyncio.sleep(0)
-        cell.cancel()
-        await cell
-
-    asyncio.run(interrupted())
+    press_the_cells_stop_button(studio, lambda: studio.player.frame is not None)
     assert ">Stopped." in said(studio) and not studio.player.alive and (studio.session.path / "final.png").exists()
 
 
