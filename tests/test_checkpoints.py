@@ -7,6 +7,8 @@ import os
 import pathlib
 import pickle
 import random
+import subprocess
+import sys
 import zipfile
 
 import numpy as np
@@ -37,6 +39,34 @@ def refused(load, *args, **kwargs):
     assert "\n" not in words and len(words) < 500
     assert "weights_only" not in words and "Traceback" not in words and "\x1b" not in words
     return words
+
+
+BLANK = """
+import sys
+import torch
+from vqclip import VQGAN, checkpoints
+from vqclip.perceptor import openai_clip
+
+config = checkpoints.read_config(checkpoints.EMBEDDED / "vqgan.safetensors")
+text = dict(context_length=77, vocab_size=999, transformer_width=64, transformer_heads=1, transformer_layers=1)
+make = [lambda gumbel=gumbel: VQGAN(**config | dict(gumbel=gumbel)) for gumbel in (False, True)]
+make += [lambda vision=vision: openai_clip("model").CLIP(embed_dim=40, image_resolution=64, **vision, **text)
+         for vision in (dict(vision_layers=1, vision_width=64, vision_patch_size=8),
+                        dict(vision_layers=(1, 1, 1, 1), vision_width=16, vision_patch_size=None))]
+drawn = torch.random.get_rng_state()
+with checkpoints.blank():
+    blank = [one().state_dict() for one in make]
+assert torch.random.get_rng_state().equal(drawn) and "torch._dynamo" not in sys.modules
+for mine, its in zip(blank, [one().state_dict() for one in make], strict=True):
+    shapes, others = ({name: (tensor.shape, tensor.dtype) for name, tensor in some.items()} for some in (mine, its))
+    assert shapes == others
+    assert all(tensor.is_meta for tensor in mine.values())
+"""
+
+
+def test_a_blank_network_has_all_but_values_and_takes_no_time_to_draw_them():
+    """In a program of its own: here others have loaded torch's compiler, which blank networks do without."""
+    subprocess.run([sys.executable, "-c", BLANK], check=True, capture_output=True)
 
 
 # Layouts

@@ -6,14 +6,17 @@ import subprocess
 import sys
 import warnings
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import quick
 import torch
 
 import vqclip
+from vqclip import catalogue, checkpoints
 from vqclip.cutouts import Cutouts
-from vqclip.memory import _of_machine, free, is_exhaustion, kept, needed, on_meta, room
+from vqclip.memory import PIXEL, _of_machine, free, is_exhaustion, kept, needed, on_meta, room
+from vqclip.perceptor import build_clip, openai_clip
 from vqclip.preflight import look
 from vqclip.run import OutOfMemory
 
@@ -301,6 +304,29 @@ def test_the_count_is_that_of_a_real_step(vqgan, name, request, monkeypatch):
     real = kept(lambda: vqgan.decode(torch.rand(1, 8, 16, 24, requires_grad=True)), vqgan)
     assert real < needed(run).painter < need.painter
     assert need.weights == sum(t.nbytes for m in (vqgan, judge.perceptor) for t in (*m.parameters(), *m.buffers()))
+
+
+@pytest.mark.parametrize("name", ["imagenet_f16_16384", "gumbel_f8_8192"])
+def test_no_painter_takes_so_much_of_a_pixel_that_plenty_is_too_little(name):
+    with checkpoints.blank():
+        painter = vqclip.VQGAN(**catalogue.find(name).config).requires_grad_(False)
+    run = SimpleNamespace(latent=SimpleNamespace(vqgan=painter), judges=list)
+    assert needed(run, size=(1024, 1024)).step < PIXEL * 1024**2
+
+
+@pytest.mark.parametrize("vision", [
+    dict(image_resolution=336, vision_layers=24, vision_width=1024, vision_patch_size=14),
+    dict(image_resolution=448, vision_layers=(3, 15, 36, 10), vision_width=128, vision_patch_size=None),
+], ids=["ViT-L/14@336px", "RN50x64"])  # fmt: skip
+def test_no_judge_takes_so_much_of_a_pixel_that_plenty_is_too_little(vqgan, vision):
+    with checkpoints.blank():
+        weights = openai_clip("model").CLIP(
+            embed_dim=768, context_length=77, vocab_size=49408, transformer_width=768, transformer_heads=12,
+            transformer_layers=2, **vision).state_dict()  # fmt: skip
+    judge = build_clip(weights, "large")
+    seen = SimpleNamespace(perceptor=judge, cutouts=Cutouts(judge.size, 2), at_once=2)
+    run = SimpleNamespace(latent=SimpleNamespace(vqgan=vqgan), judges=lambda: [("large", seen)])
+    assert needed(run, size=(32, 32)).step < PIXEL * (2 * judge.size**2 + 32**2)
 
 
 def test_chunks_and_smaller_pictures_need_less(vqgan, vit):

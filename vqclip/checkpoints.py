@@ -17,18 +17,20 @@ from glob import escape
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from . import catalogue, torchfile
 from .catalogue import KINDS, SUFFIXES, CheckpointError, Model
 from .download import download, layout, offline, part_of
 from .files import atomic, atomic_path, sha256
 
-__all__ = ["CheckpointError", "check", "convert", "fetch", "find", "kind_of", "load_strictly", "read_config",
+__all__ = ["CheckpointError", "blank", "check", "convert", "fetch", "find", "kind_of", "load_strictly", "read_config",
            "read_weights", "sha256"]  # fmt: skip
 
 EMBEDDED = Path(__file__).parent / "embedded"
@@ -271,6 +273,25 @@ def _unreadable(path: Path, error: Exception) -> CheckpointError:
     if isinstance(error, PermissionError):
         reason = "it may not be opened"
     return CheckpointError(f"{path} cannot be read as a checkpoint, {reason}: fetch it again, perhaps from elsewhere")
+
+
+@contextmanager
+def blank() -> Iterator[None]:
+    """Networks that are made in here have shapes and no values, so they cost nothing: on torch's meta device."""
+    with torch.device("meta"), _Undrawn():
+        yield
+
+
+class _Undrawn(TorchFunctionMode):
+    """First values are neither drawn nor computed: to tell their shapes torch would load its compiler, which takes
+    longer than all else before the first picture."""
+
+    COMPUTED = {torch.Tensor.mul, torch.Tensor.div, torch.Tensor.triu_}  # by CLIP, of what it draws
+
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if getattr(func, "__module__", "") == "torch.nn.init" or func in self.COMPUTED:
+            return args[0] if args else kwargs["tensor"]
+        return (torch.empty if func is torch.randn else func)(*args, **(kwargs or {}))
 
 
 def check(module: nn.Module, weights: dict[str, Tensor], path: Path) -> None:

@@ -192,7 +192,7 @@ def _paint(batch, sessions) -> None:
     from .watch import progress
 
     run, folders = batch.runs[0], "\n".join(str(session.path) for session in sessions)
-    print("\n".join(look(run, sessions[0].path).lines()))
+    print("\n".join(look(run, sessions[0].path, count=False).lines()))
     _say_of_each(batch)
     try:
         first = (frames[0] for frames in batch.record(sessions))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from inspect import unwrap
+
 import torch
 from torch import Tensor
 
@@ -18,6 +20,11 @@ class Momentum(torch.optim.Optimizer):
         momentum: in [0, 1): how much of the last step is kept.
         memory: in [0, 1]: how much of the largest root mean square is left a step later; 0 gives all steps one length.
     """
+
+    # As torch has them, but for what loads its compiler at the first call, which takes longer than a first picture.
+    add_param_group, zero_grad, state_dict, load_state_dict = map(unwrap, (
+        torch.optim.Optimizer.add_param_group, torch.optim.Optimizer.zero_grad,
+        torch.optim.Optimizer.state_dict, torch.optim.Optimizer.load_state_dict))  # fmt: skip
 
     def __init__(self, params, lr: float, momentum: float = 0.9, memory: float = 0.99):
         super().__init__(params, {"lr": lr, "momentum": momentum, "memory": memory})

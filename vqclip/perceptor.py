@@ -246,7 +246,7 @@ def _blank(weights: dict[str, Tensor], path: Path) -> nn.Module:
     """The network that these weights belong to, on the meta device: without values, so at no cost."""
     try:
         shapes = {key: value.to("meta") for key, value in _full(weights).items()}
-        with torch.device("meta"):
+        with checkpoints.blank():
             network = openai_clip("model").build_model(shapes).float()  # strict in names and shapes
             if hasattr(network.visual, "transformer"):  # a ResNet has none
                 _ours(network.visual)

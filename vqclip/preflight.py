@@ -22,6 +22,7 @@ import torch
 from . import memory
 from .catalogue import find
 from .catalogue import size as in_words
+from .checkpoints import blank
 from .cutouts import Cutouts
 from .memory import Need
 from .perceptor import build_clip, openai_clip
@@ -55,7 +56,7 @@ class Preflight:
         said: how prompts and tokens were understood, and the size that is painted; a line each.
         asked, painted: width and height in pixels; painted is in whole codes.
         steps: how many frames there will be.
-        need: what a step takes; see `memory.needed`.
+        need: what a step takes, see `memory.needed`; None where there is plenty and nothing was counted.
         free: bytes of memory that can be had now; None where nobody can tell.
         fit: what would fit where this does not; None where it does, or where nothing would.
         seconds: of a step; None until it is timed.
@@ -67,7 +68,7 @@ class Preflight:
     asked: tuple[int, int]
     painted: tuple[int, int]
     steps: int
-    need: Need
+    need: Need | None
     free: int | None
     fit: Fit | None
     seconds: float | None
@@ -79,7 +80,7 @@ class Preflight:
     @property
     def fits(self) -> bool:
         """Whether memory is enough, as far as anybody can tell."""
-        return self.free is None or self.need.step <= self.free
+        return self.free is None or self.need is None or self.need.step <= self.free
 
     def lines(self) -> list[str]:
         """What there is to say, a line each."""
@@ -94,6 +95,8 @@ class Preflight:
         return lines
 
     def _of_memory(self) -> str:
+        if self.need is None:
+            return f"memory: plenty, {in_words(self.free)} are free"
         line = f"memory: about {in_words(self.need.step)} a step, besides {in_words(self.need.weights)} of models"
         if self.need.sparing:
             line += ", with a painter that keeps little and takes longer"
@@ -110,18 +113,20 @@ class Preflight:
         return f"{line}, which is too little: {size}chunk={self.fit.chunk} fits"
 
 
-def look(run: Run, folder: str | Path = ".", free: int | None = None, seconds: float | None = None) -> Preflight:
+def look(run: Run, folder: str | Path = ".", free: int | None = None, seconds: float | None = None,
+         count: bool = True) -> Preflight:  # fmt: skip
     """What a run will be; takes no step and no memory, and changes nothing.
 
     Args:
         folder: where its session will be kept.
         free: bytes of memory it may take; None asks the device.
         seconds: of a step, if that is known; see `pace`.
+        count: memory also where there is plenty, which takes a moment.
     """
     asked, vqgan, frames = run.settings.size, run.latent.vqgan, run.steps + 1
     free = memory.free(run.latent.z.device) if free is None else free
-    need = memory.needed(run)
-    fits = free is None or need.step <= free
+    need = None if free and not count and memory.plenty(run, free) else memory.needed(run)
+    fits = free is None or need is None or need.step <= free
     video = plan(frames)
     return Preflight(
         said=tuple(echo(run).splitlines()), asked=asked, painted=vqgan.whole(*asked), steps=frames, need=need,
@@ -189,7 +194,7 @@ def classic(free: int, precision: Dtypes) -> Fit | None:
 
     It is counted on networks that have shapes only: nothing is fetched.
     """
-    with torch.device("meta"):
+    with blank():
         painter = VQGAN(**find(PAINTER).config).requires_grad_(False).paint_in(precision.painter)
         weights = openai_clip("model").CLIP(**VIT_B_32).state_dict()
     judge = build_clip(weights, JUDGE, precision.judge)

@@ -163,7 +163,7 @@ def read_vqgan(path: Path, config: dict | None = None) -> tuple[dict, dict[str, 
 def _blank(config: dict, path: Path) -> VQGAN:
     """The network without weights."""
     try:
-        with torch.device("meta"):
+        with checkpoints.blank():
             return VQGAN(**config)
     except Exception as error:  # whatever taming trips over in numbers that are none
         reason = str(error).partition("\n")[0]  # torch may go on for pages
