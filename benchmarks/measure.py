@@ -66,7 +66,7 @@ def _serve(pipe: Connection, threads: int, make: Callable[..., Callable[[], Any]
     torch.set_num_threads(threads)
     function = make(*of)
     while True:
-        pipe.send(time.process_time())
+        pipe.send(worked())
         try:
             pipe.recv()
         except EOFError:  # nobody is there any more
@@ -87,12 +87,18 @@ def in_turns(theirs: Callable[[], Any], ours: Callable[[], Any], pairs: int, dev
 
 def timed(function: Callable[[], Any], device: torch.device) -> tuple[float, float]:
     """Seconds that a call takes until the device is done: on the clock, and of processor time."""
-    worked = getattr(function, "worked", time.process_time)
+    so_far = getattr(function, "worked", worked)
     settle(device)
-    work, start = worked(), time.perf_counter()
+    work, start = so_far(), time.perf_counter()
     function()
     settle(device)
-    return time.perf_counter() - start, worked() - work
+    return time.perf_counter() - start, so_far() - work
+
+
+def worked() -> float:
+    """Seconds of processor time that this process has had, with those that it ran to their end, as ffmpeg."""
+    ended = os.times()
+    return time.process_time() + ended.children_user + ended.children_system
 
 
 def settle(device: torch.device) -> None:
