@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import sys
@@ -34,6 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = _parse(arguments)
     warnings.showwarning = lambda message, *_: print(f"note: {message}", file=sys.stderr)
     try:
+        if arguments.run in (_generate, _preflight, _continue, _video):
+            _load()
         code = arguments.run(arguments) or 0
         sys.stdout.flush()
         return code
@@ -47,6 +50,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+
+
+def _load() -> None:
+    """Load torch. What it brings is there to stay: looking through it for garbage, as Python does meanwhile and at the
+    end of the program, takes a second."""
+    if "torch" not in sys.modules:
+        gc.disable()
+        from . import run  # noqa: F401
+
+        gc.freeze()
+        gc.enable()
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
