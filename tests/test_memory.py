@@ -15,7 +15,7 @@ import torch
 import vqclip
 from vqclip import catalogue, checkpoints
 from vqclip.cutouts import Cutouts
-from vqclip.memory import PIXEL, _of_machine, free, is_exhaustion, kept, needed, on_meta, room
+from vqclip.memory import PIXEL, _of_machine, free, is_exhaustion, kept, needed, on_meta, plenty, room
 from vqclip.perceptor import build_clip, openai_clip
 from vqclip.preflight import look
 from vqclip.run import OutOfMemory
@@ -304,6 +304,15 @@ def test_the_count_is_that_of_a_real_step(vqgan, name, request, monkeypatch):
     real = kept(lambda: vqgan.decode(torch.rand(1, 8, 16, 24, requires_grad=True)), vqgan)
     assert real < needed(run).painter < need.painter
     assert need.weights == sum(t.nbytes for m in (vqgan, judge.perceptor) for t in (*m.parameters(), *m.buffers()))
+
+
+def test_plenty_goes_by_what_is_painted_and_judged_and_not_for_large_pictures():
+    run = quick.run(clip=[quick.Judge("one"), quick.Judge("other")], **RUN)
+    (w, h), judged = run.latent.vqgan.whole(*run.settings.size), 2 * 8 * quick.Judge().size ** 2
+    enough = 2 * PIXEL * (w * h + judged)
+    assert plenty(run, enough) and not plenty(run, enough - 1) and needed(run).step < enough / 2
+    run.settings = run.settings.replace(size=(1024, 1040))
+    assert not plenty(run, 10**15)
 
 
 @pytest.mark.parametrize("name", ["imagenet_f16_16384", "gumbel_f8_8192"])

@@ -284,9 +284,10 @@ def blank() -> Iterator[None]:
 
 class _Undrawn(TorchFunctionMode):
     """First values are neither drawn nor computed: to tell their shapes torch would load its compiler, which takes
-    longer than all else before the first picture."""
+    longer than all else before the first picture. Other tensors' shapes and formats it leaves to torch."""
 
-    COMPUTED = {torch.Tensor.mul, torch.Tensor.div, torch.Tensor.triu_}  # by CLIP, of what it draws
+    # What OpenAI's CLIP does to what it drew, always by a number, so that the shape stays.
+    COMPUTED = {torch.Tensor.mul, torch.Tensor.div, torch.Tensor.triu_}
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         if getattr(func, "__module__", "") == "torch.nn.init" or func in self.COMPUTED:

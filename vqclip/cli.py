@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = _parse(arguments)
     warnings.showwarning = lambda message, *_: print(f"note: {message}", file=sys.stderr)
     try:
-        if arguments.run in (_generate, _preflight, _continue, _video):
+        if arguments.run not in (_settings, _studio):
             _load()
         code = arguments.run(arguments) or 0
         sys.stdout.flush()
@@ -55,11 +55,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _load() -> None:
     """Load torch. What it brings is there to stay: looking through it for garbage, as Python does meanwhile and at the
     end of the program, takes a second."""
-    if "torch" not in sys.modules:
-        gc.disable()
+    if "torch" in sys.modules:
+        return
+    gc.disable()
+    try:
         from . import run  # noqa: F401
 
         gc.freeze()
+    finally:
         gc.enable()
 
 

@@ -38,9 +38,10 @@ PAINTER, JUDGES = 1.65, 1.75  # what each takes at its height, as a multiple of 
 # A painter whose gradients go back patch by patch keeps nothing, and has this share of it at one time while it paints:
 # on the shipped one at 512x512 .74 in float32 and .56 in bfloat16 (486 and 182 MB), at 256x256 .9 in bfloat16 (55 MB).
 FORWARD = 0.8
-# Bytes of a step for each pixel that is painted or judged, more than any published pair takes: of painters gumbel_f8
-# takes most (17 KiB at 1024x1024, others 9), of judges RN50x64 (16 KiB; ViT-B/32 less than 1), as `needed` counts them.
-PIXEL = 20 << 10
+# Bytes of a step for each pixel that is painted or judged, as `needed` counts them: of the catalogue gumbel_f8 takes
+# most at 1024x1024 (17 KiB, others 9), and RN50x64 (16; ViT-B/32 less than 1); of open_clip's judges ViT-bigG-14, 40.
+PIXEL = 48 << 10
+PLAIN = 1024**2  # pixels: in larger pictures a painter's attention, which grows by their square, takes more than that
 SIXTEEN = 0.5  # of a judge's memory in sixteen bits, by what ViT-B/32 keeps; larger ones keep .37 to .4
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt, as malloc.h has them
@@ -139,13 +140,14 @@ def room(run: Run) -> float:
 
 
 def plenty(run: Run, there: int) -> bool:
-    """Whether so many bytes are beyond doubt enough for two steps: then there is no need to count what one takes.
+    """Whether so many bytes are enough for two steps by a rule of thumb that is far on the safe side.
 
-    To count on meta torch loads its compiler, which takes longer than all else before the shipped pair's first picture.
+    Then what one takes need not be counted: to count on meta torch loads its compiler, which takes longer than all else
+    before the shipped pair's first picture.
     """
-    pixels = math.prod(run.latent.vqgan.whole(*run.settings.size))
-    pixels += sum(judge.cutouts.n * judge.cutouts.size**2 for _, judge in run.judges())
-    return there >= 2 * PIXEL * pixels
+    painted = math.prod(run.latent.vqgan.whole(*run.settings.size))
+    judged = sum(judge.cutouts.n * judge.cutouts.size**2 for _, judge in run.judges())
+    return painted <= PLAIN and there >= 2 * PIXEL * (painted + judged)
 
 
 def needed(run: Run, size: tuple[int, int] | None = None, chunk: int = 0) -> Need:
