@@ -12,7 +12,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -126,13 +126,13 @@ def look(run: Run, folder: str | Path = ".", free: int | None = None, seconds: f
     asked, vqgan, frames = run.settings.size, run.latent.vqgan, run.steps + 1
     free = memory.free(run.latent.z.device) if free is None else free
     need = None if free and not count and memory.plenty(run, free) else memory.needed(run)
-    fits = free is None or need is None or need.step <= free
     video = plan(frames)
-    return Preflight(
+    report = Preflight(
         said=tuple(echo(run).splitlines()), asked=asked, painted=vqgan.whole(*asked), steps=frames, need=need,
-        free=free, fit=None if fits else fitting(run, free), seconds=seconds, video=video.seconds, fps=video.fps,
+        free=free, fit=None, seconds=seconds, video=video.seconds, fps=video.fps,
         disk=_on_disk(run, frames, len(vqgan.codebook)), disk_free=_room(folder),
     )  # fmt: skip
+    return report if report.fits else replace(report, fit=fitting(run, free))
 
 
 def fitting(run: Run, free: int) -> Fit | None:
